@@ -1,0 +1,1 @@
+//! Criterion benchmarks of each layer; see the files beside this one.

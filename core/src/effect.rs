@@ -1,0 +1,284 @@
+//! What happens to a shard and what it wants done: the whole border between `core` and a driver.
+
+use bytes::Bytes;
+use chatring_wire::frame::{Head, MessageKind, RequestId, ServerFrame};
+use chatring_wire::{
+    Cid, ClientFrame, CloseCode, Cmid, DeviceId, ErrorCode, InstallationId, MemberNumber, Ordinal,
+    Seq, Uid,
+};
+
+use crate::kv::{Completion, LaneId, Request, Ticket, Version};
+
+/// Two clocks, both in milliseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Now {
+    /// Never goes back; counts suspended time too. Timers use it.
+    pub mono_ms: u64,
+    /// Unix time. It may jump either way. Messages carry it.
+    pub unix_ms: u64,
+}
+
+/// A core of this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ShardId(pub u16);
+
+/// A live session. Given by the driver, never used twice within a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SessionId(pub u64);
+
+/// Who a verified token belongs to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// `iss`.
+    pub issuer: String,
+    /// `sub`.
+    pub subject: String,
+    /// `iat`, Unix seconds.
+    pub issued_at_s: u64,
+    /// `exp`, Unix seconds.
+    pub expires_at_s: u64,
+}
+
+/// A `hello` whose token was found good.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attach {
+    /// Whose token it was.
+    pub identity: Identity,
+    /// Which of the user's four candidate ids this shard is asked to try, from 0.
+    pub candidate: u8,
+    /// Which installation.
+    pub installation: InstallationId,
+    /// Where to resume; empty for a first sync.
+    pub cursor: Bytes,
+}
+
+/// What happens to a shard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Input {
+    /// Time has passed.
+    Tick,
+    /// A connection said a good `hello`, and this shard owns the candidate id.
+    Attach {
+        /// The new session.
+        session: SessionId,
+        /// What it said.
+        attach: Attach,
+    },
+    /// A session said something. `hello` and `refresh` never come this way.
+    Frame {
+        /// Which session.
+        session: SessionId,
+        /// What it said.
+        frame: ClientFrame,
+    },
+    /// A session sent `refresh` and its token was looked at.
+    Refreshed {
+        /// Which session.
+        session: SessionId,
+        /// Number of the request.
+        request: RequestId,
+        /// Whose token it is, or why it is none.
+        identity: Result<Identity, ErrorCode>,
+    },
+    /// The connection is gone.
+    Detached {
+        /// Which session.
+        session: SessionId,
+    },
+    /// The store answers.
+    Store(Completion),
+    /// Another shard of this node (or this one) sent something.
+    Shard {
+        /// Which one.
+        from: ShardId,
+        /// What, in the order in which it was said.
+        messages: Vec<ShardMessage>,
+    },
+    /// The node is about to stop: tell sessions, refuse new ones, finish what is in flight.
+    Drain,
+}
+
+/// What a shard wants done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Send a frame to a session.
+    Send {
+        /// Which session.
+        session: SessionId,
+        /// What.
+        frame: ServerFrame,
+    },
+    /// Close a session's connection after what was sent before. No `Detached` is owed for it.
+    Close {
+        /// Which session.
+        session: SessionId,
+        /// With which code.
+        code: CloseCode,
+    },
+    /// Submit a request to the store.
+    Store {
+        /// Comes back with the completion.
+        ticket: Ticket,
+        /// What to submit.
+        request: Request,
+    },
+    /// Let a stopped lane go on.
+    Resume(LaneId),
+    /// Give messages to another shard; the driver keeps their order.
+    ToShard {
+        /// Which one.
+        to: ShardId,
+        /// What.
+        messages: Vec<ShardMessage>,
+    },
+    /// The user's candidate id is somebody else's: hand the connection to the shard that owns the
+    /// next candidate and attach it there.
+    Rehome {
+        /// Which session. It is gone from this shard.
+        session: SessionId,
+        /// What to attach with.
+        attach: Attach,
+        /// Where.
+        to: ShardId,
+    },
+    /// The store has failed for good: end the process.
+    Fatal,
+}
+
+/// A send that is open at a session's shard, as other shards name it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SendRef {
+    /// The session.
+    pub session: SessionId,
+    /// The request within the session.
+    pub request: RequestId,
+}
+
+/// What shards tell one another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ShardMessage {
+    /// A session's shard asks the channel's owner for the direct channel of two users.
+    OpenDirect {
+        /// Who asks.
+        origin: SendRef,
+        /// The user who asks.
+        uid: Uid,
+        /// The other one.
+        peer: Uid,
+    },
+    /// The owner's answer.
+    Opened {
+        /// Who asked.
+        origin: SendRef,
+        /// The channel as the user sees it, without markers, or why not.
+        result: Result<Head, ErrorCode>,
+    },
+    /// A session's shard passes a send to the channel's owner.
+    Send(SendRequest),
+    /// The owner's answer.
+    Answer {
+        /// Which send.
+        origin: SendRef,
+        /// Of which channel.
+        cid: Cid,
+        /// What became of it.
+        answer: SendAnswer,
+    },
+    /// The owner tells a member's shard about a message that is stored.
+    Notify {
+        /// The member.
+        uid: Uid,
+        /// The version at or below which the message was committed.
+        version: Version,
+        /// The message.
+        message: Stored,
+    },
+    /// Stands for notifications of a channel that the queue between two shards could not hold.
+    NotifyCollapsed {
+        /// The member.
+        uid: Uid,
+        /// The channel.
+        cid: Cid,
+        /// The newest of them.
+        seq: Seq,
+        /// Its version.
+        version: Version,
+    },
+    /// The receiver has taken in this many messages: the sender may send as many more.
+    Credit {
+        /// How many.
+        messages: u32,
+    },
+}
+
+/// A send on its way from a session's shard to the channel's owner.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SendRequest {
+    /// Who waits for the answer.
+    pub origin: SendRef,
+    /// The channel.
+    pub cid: Cid,
+    /// The sender.
+    pub uid: Uid,
+    /// Its device.
+    pub device: DeviceId,
+    /// The message's own id.
+    pub cmid: Cmid,
+    /// What the sender had seen of the channel.
+    pub base: Seq,
+    /// The send that must be known before this one.
+    pub previous: Option<Cmid>,
+    /// What kind of body.
+    pub kind: MessageKind,
+    /// At most 64 KiB.
+    pub body: Bytes,
+}
+
+/// What became of a send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SendAnswer {
+    /// Stored, now or by the first of its repeats.
+    Stored {
+        /// Position.
+        seq: Seq,
+        /// Unix time in milliseconds.
+        time_ms: u64,
+    },
+    /// Surely not stored.
+    Refused {
+        /// Why.
+        code: ErrorCode,
+        /// When it is worth another try.
+        retry_after_ms: Option<u32>,
+    },
+    /// Not found up to here: send again with this base.
+    Continue {
+        /// The new base.
+        checked_to: Seq,
+    },
+}
+
+/// A message that is stored, as it goes from its owner to the members' shards.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stored {
+    /// The channel.
+    pub cid: Cid,
+    /// Position.
+    pub seq: Seq,
+    /// How many messages up to this one count as unread.
+    pub ordinal: Ordinal,
+    /// What kind of body.
+    pub kind: MessageKind,
+    /// The sender's number in the channel.
+    pub sender: MemberNumber,
+    /// The sender's device.
+    pub device: DeviceId,
+    /// The client's id of the message.
+    pub cmid: Cmid,
+    /// Unix time in milliseconds.
+    pub time_ms: u64,
+    /// The body.
+    pub body: Bytes,
+    /// The sessions whose sends were answered with this message: it is no push for them.
+    pub origins: Vec<SessionId>,
+}
