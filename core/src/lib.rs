@@ -12,5 +12,9 @@
 
 #![forbid(unsafe_code)]
 
+pub mod counters;
 pub mod effect;
 pub mod kv;
+pub mod limits;
+pub mod placement;
+pub mod shard;

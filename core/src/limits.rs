@@ -1,0 +1,46 @@
+//! Every bound of a shard, with its unit last in the name.
+
+/// Bounds and times of a shard that an operator may set; the defaults are meant to stay.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShardLimits {
+    /// Clients ping at least this often.
+    pub heartbeat_ms: u32,
+    /// Pushes that a session may leave unacknowledged.
+    pub window_pushes: u32,
+    /// Bytes of pushes that a session may leave unacknowledged.
+    pub window_bytes: u32,
+    /// Sends that a session may have open.
+    pub open_sends_max: u32,
+    /// Devices that a user may have.
+    pub devices_max: u32,
+    /// Sessions that a user may have.
+    pub sessions_per_user_max: u32,
+    /// Sends a second of a user, on average.
+    pub sends_per_second: u32,
+    /// Sends that a user may make at once after a pause.
+    pub sends_burst: u32,
+    /// Appends that may wait in the lane.
+    pub lane_appends_max: usize,
+    /// Bytes of appends that may wait in the lane.
+    pub lane_bytes_max: usize,
+    /// Time between audits of a live session.
+    pub audit_ms: u64,
+}
+
+impl Default for ShardLimits {
+    fn default() -> ShardLimits {
+        ShardLimits {
+            heartbeat_ms: 30_000,
+            window_pushes: 256,
+            window_bytes: 256 * 1024,
+            open_sends_max: 256,
+            devices_max: 64,
+            sessions_per_user_max: 64,
+            sends_per_second: 20_000,
+            sends_burst: 40_000,
+            lane_appends_max: 16_384,
+            lane_bytes_max: 16 * 1024 * 1024,
+            audit_ms: 120_000,
+        }
+    }
+}
