@@ -17,4 +17,5 @@ pub mod effect;
 pub mod kv;
 pub mod limits;
 pub mod placement;
+pub mod sabotage;
 pub mod shard;
