@@ -1,1 +1,3 @@
-//! (opened below)
+//! Chatring's client.
+
+pub mod token;
