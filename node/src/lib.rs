@@ -1,0 +1,5 @@
+//! The server: moves bytes between sockets, the machines of `chatring-core` and store engines.
+//!
+//! The binary `chatring` is a thin shell over this crate; tests and benchmarks use its modules.
+
+pub mod store;

@@ -1,0 +1,2 @@
+//! The store engines behind `chatring_core::kv::Kv`.
+#![forbid(unsafe_code)]
