@@ -14,6 +14,14 @@
 //! **Lanes.** Commits of one lane are carried out in the order in which they were submitted. After
 //! one of them fails, the lane's later ones answer `LaneStopped`, without effect, until
 //! [`Kv::resume`].
+//!
+//! **Requests that break a rule** have no effect either. A key, value or commit above its bound, and
+//! a stamp that does not fit into its value, are `TooLarge`. Conflicts without a read version, and a
+//! version that the store has not reached, are `TooOld`. A range whose end is not above its start
+//! holds nothing.
+
+pub mod checks;
+pub mod mem;
 
 use bytes::Bytes;
 
