@@ -2,4 +2,7 @@
 //!
 //! The binary `chatring` is a thin shell over this crate; tests and benchmarks use its modules.
 
+pub mod auth;
+pub mod cli;
+pub mod config;
 pub mod store;

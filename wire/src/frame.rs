@@ -7,7 +7,7 @@
 //!  client                                 server
 //!    hello{token, installation, cursor} ──▶
 //!                                     ◀── welcome
-//!                                     ◀── syncing, head*, page*, (page_end ── more)*, synced{cursor}
+//!                                     ◀── syncing, head*, page*, (page_end, more)*, synced{cursor}
 //!    open{subject}                      ──▶
 //!                                     ◀── opened{head}
 //!    send{cid, cmid, base, prev, body}  ──▶
@@ -488,8 +488,8 @@ pub enum HeadRows {
     Unchanged,
     /// A `page` of this channel follows in the same sync.
     Follow,
-    /// Messages changed and are not given: what is cached of this channel is stale and is read again
-    /// (`range`) before it is shown.
+    /// Messages changed and are not given: what is cached of this channel is stale and is
+    /// read again (`range`) before it is shown.
     Stale,
 }
 

@@ -40,7 +40,7 @@ id64! {
     Uid
 }
 id64! {
-    /// A channel. A direct channel's is derived from its pair of users and lies in the vshard of one.
+    /// A channel. A direct one's is derived from its pair of users and lies in the vshard of one.
     Cid
 }
 

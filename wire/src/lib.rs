@@ -1,7 +1,8 @@
-//! The Chatring protocol: ids, frames in binary and JSON, and the WebSocket codec that carries them.
+//! The Chatring protocol: ids, frames in binary and JSON, and the WebSocket codec below them.
 //!
-//! Nothing in here does I/O, reads a clock or draws random numbers: bytes go in and frames come out,
-//! or the other way round. `docs/protocol.md` specifies every byte; its examples are checked here.
+//! Nothing in here does I/O, reads a clock or draws random numbers: bytes go in and frames come
+//! out, or the other way round. `docs/protocol.md` specifies every byte; its examples are checked
+//! here.
 
 #![forbid(unsafe_code)]
 

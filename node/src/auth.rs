@@ -1,0 +1,308 @@
+//! Whose tokens are good: JWT (RFC 7519), verified in the node without asking anybody.
+//!
+//! A token's issuer names the keys that may have signed it, and each key knows its one algorithm;
+//! what the token's header says can only be compared with that, never chosen from.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use chatring_client::token::{
+    KEY_FILE_BYTES_MAX, OWN_ISSUER, TOKEN_KEY_FILE, TokenKey, TokenKeyError,
+};
+use chatring_core::effect::Identity;
+use chatring_wire::ErrorCode;
+use chatring_wire::limits::{NAME_BYTES_MAX, TOKEN_BYTES_MAX};
+use jsonwebtoken::{Algorithm, DecodingKey};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_json::{Number, Value};
+use thiserror::Error;
+
+use crate::config::{Auth, IssuerKey, KeyAlgorithm};
+
+/// Shortest secret for `HS256` (RFC 7518, 3.2: at least as long as the hash).
+const SECRET_BYTES_MIN: usize = 32;
+
+/// Tells whose a token is.
+pub trait TokenVerifier: Send + Sync {
+    /// Whose token this is at Unix time `unix_s`; `InvalidToken` or `ExpiredToken` if it is none.
+    fn verify(&self, token: &str, unix_s: u64) -> Result<Identity, ErrorCode>;
+}
+
+/// The deployment's own key and the configured issuers' keys.
+pub struct Verifier {
+    leeway_s: u64,
+    issuers: HashMap<String, Issuer>,
+}
+
+/// Why a key cannot be used.
+#[derive(Debug, Error)]
+pub enum AuthError {
+    /// The deployment's own key.
+    #[error("token key {}: {error}", path.display())]
+    OwnKey {
+        /// Its file.
+        path: PathBuf,
+        /// Why.
+        error: TokenKeyError,
+    },
+    /// A configured issuer's key.
+    #[error("auth.issuers: key {}: {reason}", path.display())]
+    IssuerKey {
+        /// Its file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+}
+
+impl Verifier {
+    /// Reads the configured keys. `own` signs the tokens of the deployment itself, whose users have
+    /// the empty issuer.
+    pub fn new(auth: &Auth, own: Option<&TokenKey>) -> Result<Verifier, AuthError> {
+        let mut issuers = HashMap::new();
+        if let Some(own) = own {
+            let key = Key {
+                id: Some(own.id().to_owned()),
+                algorithm: Algorithm::EdDSA,
+                key: DecodingKey::from_ed_der(own.public_key()),
+            };
+            let issuer = Issuer { identity: String::new(), audience: None, keys: vec![key] };
+            issuers.insert(OWN_ISSUER.to_owned(), issuer);
+        }
+        for issuer in &auth.issuers {
+            let keys = issuer.keys.iter().map(read_issuer_key).collect::<Result<_, _>>()?;
+            let known =
+                Issuer { identity: issuer.name.clone(), audience: issuer.audience.clone(), keys };
+            issuers.insert(issuer.name.clone(), known);
+        }
+        Ok(Verifier { leeway_s: auth.leeway.as_s(), issuers })
+    }
+
+    fn identity(&self, issuer: &Issuer, claims: Claims, unix_s: u64) -> Option<Timed> {
+        let (expires_at_s, issued_at_s) = (seconds(&claims.exp)?, seconds(&claims.iat)?);
+        let not_before_s = match &claims.nbf {
+            Some(nbf) => seconds(nbf)?,
+            None => 0,
+        };
+        // A token from the future would outlive a revocation, which compares with `iat`.
+        let future_s = unix_s.saturating_add(self.leeway_s);
+        let named = (1..=NAME_BYTES_MAX).contains(&claims.sub.len());
+        if !named || not_before_s > future_s || issued_at_s > future_s {
+            return None;
+        }
+        if !issuer.takes_audience(claims.aud.as_ref()) {
+            return None;
+        }
+        if expires_at_s.saturating_add(self.leeway_s) <= unix_s {
+            return Some(Timed::Expired);
+        }
+        let issuer = issuer.identity.clone();
+        Some(Timed::Good(Identity { issuer, subject: claims.sub, issued_at_s, expires_at_s }))
+    }
+}
+
+impl TokenVerifier for Verifier {
+    fn verify(&self, token: &str, unix_s: u64) -> Result<Identity, ErrorCode> {
+        let parsed = Parsed::new(token).ok_or(ErrorCode::InvalidToken)?;
+        let issuer = self.issuers.get(&parsed.claims.iss).ok_or(ErrorCode::InvalidToken)?;
+        if !issuer.has_signed(&parsed) {
+            return Err(ErrorCode::InvalidToken);
+        }
+        match self.identity(issuer, parsed.claims, unix_s) {
+            Some(Timed::Good(identity)) => Ok(identity),
+            Some(Timed::Expired) => Err(ErrorCode::ExpiredToken),
+            None => Err(ErrorCode::InvalidToken),
+        }
+    }
+}
+
+impl std::fmt::Debug for Verifier {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Verifier").field("issuers", &self.issuers.keys()).finish_non_exhaustive()
+    }
+}
+
+/// The deployment's own token key in the data folder, made if it is not there. Call it while the
+/// folder is locked.
+pub fn own_key(data: &Path) -> Result<(TokenKey, PathBuf), AuthError> {
+    let path = data.join(TOKEN_KEY_FILE);
+    let error = |error: TokenKeyError| AuthError::OwnKey { path: path.clone(), error };
+    match TokenKey::read(&path) {
+        Err(TokenKeyError::Io(e)) if e.kind() == io::ErrorKind::NotFound => {}
+        read => return Ok((read.map_err(error)?, path)),
+    }
+    let (key, text) = TokenKey::generate().map_err(error)?;
+    write_private(&path, text.as_bytes()).map_err(|e| error(e.into()))?;
+    Ok((key, path))
+}
+
+/// Puts a file that only its owner may read into place: after a crash it is there whole or not at
+/// all.
+pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut name = path.file_name().map(ToOwned::to_owned).unwrap_or_default();
+    name.push(".new");
+    let new = path.with_file_name(name);
+    match std::fs::remove_file(&new) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    let mut file = File::options().write(true).create_new(true).mode(0o600).open(&new)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    std::fs::rename(&new, path)?;
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    File::open(folder)?.sync_all()
+}
+
+struct Issuer {
+    /// What the core sees; empty for the deployment's own.
+    identity: String,
+    audience: Option<String>,
+    keys: Vec<Key>,
+}
+
+struct Key {
+    id: Option<String>,
+    algorithm: Algorithm,
+    key: DecodingKey,
+}
+
+enum Timed {
+    Good(Identity),
+    Expired,
+}
+
+impl Issuer {
+    /// A named key is the only one tried; without a name each key of the algorithm is. A key
+    /// without a name may have signed any token.
+    fn has_signed(&self, token: &Parsed<'_>) -> bool {
+        self.keys.iter().any(|key| {
+            let named = match (&key.id, &token.header.kid) {
+                (Some(id), Some(kid)) => id == kid,
+                (None, _) | (_, None) => true,
+            };
+            named && key.algorithm == token.header.alg && key.has_signed(token)
+        })
+    }
+
+    /// RFC 7519, 4.1.3: who is not among those meant refuses the token.
+    fn takes_audience(&self, aud: Option<&Value>) -> bool {
+        match (&self.audience, aud) {
+            (None, None) => true,
+            (Some(ours), Some(Value::String(one))) => one == ours,
+            (Some(ours), Some(Value::Array(many))) => {
+                many.iter().any(|one| one.as_str() == Some(ours))
+            }
+            _ => false,
+        }
+    }
+}
+
+impl Key {
+    fn has_signed(&self, token: &Parsed<'_>) -> bool {
+        let message = token.message.as_bytes();
+        let good =
+            jsonwebtoken::crypto::verify(token.signature, message, &self.key, self.algorithm);
+        matches!(good, Ok(true))
+    }
+}
+
+/// A token taken apart, nothing of it checked yet.
+struct Parsed<'a> {
+    message: &'a str,
+    signature: &'a str,
+    header: Header,
+    claims: Claims,
+}
+
+#[derive(Deserialize)]
+struct Header {
+    alg: Algorithm,
+    kid: Option<String>,
+    /// Extensions that must be understood (RFC 7515, 4.1.11): we understand none.
+    crit: Option<IgnoredAny>,
+}
+
+#[derive(Deserialize)]
+struct Claims {
+    iss: String,
+    sub: String,
+    exp: Number,
+    iat: Number,
+    nbf: Option<Number>,
+    aud: Option<Value>,
+}
+
+impl<'a> Parsed<'a> {
+    fn new(token: &'a str) -> Option<Parsed<'a>> {
+        if token.len() > TOKEN_BYTES_MAX {
+            return None;
+        }
+        let (message, signature) = token.rsplit_once('.')?;
+        let (header, claims) = message.split_once('.')?;
+        let header: Header = part(header)?;
+        if header.crit.is_some() {
+            return None;
+        }
+        Some(Parsed { message, signature, header, claims: part(claims)? })
+    }
+}
+
+fn part<T: for<'de> Deserialize<'de>>(base64: &str) -> Option<T> {
+    serde_json::from_slice(&URL_SAFE_NO_PAD.decode(base64).ok()?).ok()
+}
+
+/// A time in whole seconds, rounded down; the format allows fractions.
+fn seconds(number: &Number) -> Option<u64> {
+    number.as_u64().or_else(|| {
+        let float = number.as_f64()?;
+        (0.0..=9e15).contains(&float).then_some(float as u64)
+    })
+}
+
+fn read_issuer_key(key: &IssuerKey) -> Result<Key, AuthError> {
+    let error = |reason: String| AuthError::IssuerKey { path: key.file.clone(), reason };
+    let read = || -> io::Result<Vec<u8>> {
+        let length = std::fs::metadata(&key.file)?.len();
+        if length > KEY_FILE_BYTES_MAX {
+            return Err(io::Error::other(format!("larger than {KEY_FILE_BYTES_MAX} bytes")));
+        }
+        std::fs::read(&key.file)
+    };
+    let bytes = read().map_err(|e| error(e.to_string()))?;
+    let is_pem = bytes.windows(10).any(|window| window == b"-----BEGIN");
+    if is_pem && bytes.windows(11).any(|window| window == b"PRIVATE KEY") {
+        return Err(error("holds a private key; give the public one".to_owned()));
+    }
+    let (algorithm, parsed) = match key.algorithm {
+        KeyAlgorithm::HS256 => {
+            let secret = bytes.trim_ascii();
+            // Whoever knows a public key could sign with it if it were taken for a secret.
+            if is_pem {
+                return Err(error("HS256 needs a secret, this is a PEM file".to_owned()));
+            }
+            if secret.len() < SECRET_BYTES_MIN {
+                return Err(error(format!("HS256 needs at least {SECRET_BYTES_MIN} bytes")));
+            }
+            (Algorithm::HS256, Ok(DecodingKey::from_secret(secret)))
+        }
+        KeyAlgorithm::RS256 => (Algorithm::RS256, DecodingKey::from_rsa_pem(&bytes)),
+        KeyAlgorithm::ES256 => (Algorithm::ES256, DecodingKey::from_ec_pem(&bytes)),
+        KeyAlgorithm::EdDSA => (Algorithm::EdDSA, DecodingKey::from_ed_pem(&bytes)),
+    };
+    let name = key.algorithm;
+    let parsed = parsed.map_err(|_| error(format!("holds no public key for {name:?} in PEM")))?;
+    Ok(Key { id: key.id.clone(), algorithm, key: parsed })
+}
+
+#[cfg(test)]
+mod tests;

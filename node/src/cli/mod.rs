@@ -1,0 +1,78 @@
+//! The command line.
+
+mod config;
+mod serve;
+mod token;
+
+use std::fmt::Display;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{Config, ConfigError, Overrides};
+
+/// What is wrong is the operator's to mend: arguments, configuration, the data folder.
+const EXIT_USAGE: u8 = 2;
+
+/// Chatring, a chat server.
+#[derive(Debug, Parser)]
+#[command(name = "chatring", version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the server.
+    Serve(serve::ServeArgs),
+    /// Print a token that signs a user in.
+    Token(token::TokenArgs),
+    /// Look at the configuration.
+    Config(config::ConfigArgs),
+}
+
+/// Where the configuration comes from.
+#[derive(Debug, Default, Args)]
+struct ConfigSource {
+    /// Configuration file (TOML).
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Data folder; made if it does not exist.
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Address for WebSocket clients; port 0 takes a free one.
+    #[arg(long, value_name = "ADDR")]
+    listen: Option<SocketAddr>,
+    /// Address for HTTP; port 0 takes a free one.
+    #[arg(long, value_name = "ADDR")]
+    http: Option<SocketAddr>,
+    /// Shards, one thread each; 0 means one per core.
+    #[arg(long, value_name = "N")]
+    shards: Option<u16>,
+}
+
+impl ConfigSource {
+    fn load(self) -> Result<Config, ConfigError> {
+        let ConfigSource { config, data, listen, http, shards } = self;
+        Config::load(config.as_deref(), &Overrides { data, listen, http, shards })
+    }
+}
+
+/// Runs the command line of this process.
+pub fn run() -> ExitCode {
+    match Cli::parse().command {
+        Command::Serve(args) => serve::run(args),
+        Command::Token(args) => token::run(&args),
+        Command::Config(args) => config::run(args),
+    }
+}
+
+/// One line that says what the operator has to mend.
+fn refuse(error: impl Display) -> ExitCode {
+    let line = error.to_string().lines().collect::<Vec<_>>().join(" ");
+    eprintln!("chatring: {line}");
+    ExitCode::from(EXIT_USAGE)
+}

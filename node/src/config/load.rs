@@ -1,0 +1,267 @@
+//! Reads the file, applies the flags and checks the ranges.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use chatring_client::token::OWN_ISSUER;
+use chatring_wire::limits::{BODY_BYTES_MAX, NAME_BYTES_MAX};
+use thiserror::Error;
+
+use super::Config;
+
+/// Largest configuration file that is read.
+const FILE_BYTES_MAX: u64 = 1024 * 1024;
+/// Most shards of a node: far above the cores of any machine this runs on.
+const SHARDS_MAX: u64 = 256;
+/// Most issuers besides the deployment's own.
+const ISSUERS_MAX: usize = 64;
+/// Most keys of an issuer: each one may cost a signature check per token.
+const KEYS_PER_ISSUER_MAX: usize = 8;
+/// Largest number of anything that is counted in a `u32`.
+const COUNT_MAX: u64 = 1 << 30;
+
+/// What the command line overrides.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Overrides {
+    /// `--data`.
+    pub data: Option<PathBuf>,
+    /// `--listen`.
+    pub listen: Option<SocketAddr>,
+    /// `--http`.
+    pub http: Option<SocketAddr>,
+    /// `--shards`.
+    pub shards: Option<u16>,
+}
+
+/// What is wrong with a configuration, in one line.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("{}: {error}", path.display())]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// The file is far too large to be a configuration.
+    #[error("{}: larger than {FILE_BYTES_MAX} bytes", path.display())]
+    TooLarge {
+        /// Which file.
+        path: PathBuf,
+    },
+    /// The file does not parse, or a key is unknown or of the wrong type.
+    #[error("{}:{line}: {message}", path.display())]
+    Parse {
+        /// Which file.
+        path: PathBuf,
+        /// Which line, from 1.
+        line: usize,
+        /// What, with the key's path.
+        message: String,
+    },
+    /// A value is out of its range.
+    #[error("{key} is {value}, but must be between {min} and {max}")]
+    Range {
+        /// Which key.
+        key: &'static str,
+        /// Its value.
+        value: u64,
+        /// The least.
+        min: u64,
+        /// The most.
+        max: u64,
+    },
+    /// Anything else that makes no sense.
+    #[error("{0}")]
+    Invalid(String),
+}
+
+impl Config {
+    /// The defaults, overridden by the file (if any), overridden by the flags; then checked.
+    pub fn load(file: Option<&Path>, overrides: &Overrides) -> Result<Config, ConfigError> {
+        let mut config = match file {
+            Some(path) => Config::parse(path, &read(path)?)?,
+            None => Config::default(),
+        };
+        let server = &mut config.server;
+        replace(&mut server.data, overrides.data.as_ref());
+        replace(&mut server.listen, overrides.listen.as_ref());
+        replace(&mut server.http, overrides.http.as_ref());
+        replace(&mut server.shards, overrides.shards.as_ref());
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Parses the text of a file; `path` is for messages.
+    pub fn parse(path: &Path, text: &str) -> Result<Config, ConfigError> {
+        let error = |message: String, span: Option<std::ops::Range<usize>>| ConfigError::Parse {
+            path: path.to_owned(),
+            line: span.map_or(1, |span| 1 + text[..span.start].matches('\n').count()),
+            message: message.lines().collect::<Vec<_>>().join(" "),
+        };
+        let deserializer =
+            toml::Deserializer::parse(text).map_err(|e| error(e.message().to_owned(), e.span()))?;
+        serde_path_to_error::deserialize(deserializer).map_err(|e| {
+            let key = e.path().to_string();
+            let e = e.into_inner();
+            error(format!("{key}: {}", e.message()), e.span())
+        })
+    }
+
+    /// The file that `config show` prints.
+    pub fn to_toml(&self) -> String {
+        toml::to_string(self).expect("every key is a string in TOML")
+    }
+
+    /// Checks what the types cannot say.
+    fn check(&self) -> Result<(), ConfigError> {
+        let l = &self.limits;
+        let body = BODY_BYTES_MAX as u64;
+        let ranges = [
+            ("server.shards", self.server.shards.into(), 0, SHARDS_MAX),
+            ("limits.heartbeat (ms)", l.heartbeat.as_ms(), 1_000, 600_000),
+            ("limits.window_pushes", l.window_pushes.into(), 1, COUNT_MAX),
+            ("limits.window_bytes", l.window_bytes.into(), body, COUNT_MAX),
+            ("limits.open_sends_max", l.open_sends_max.into(), 1, COUNT_MAX),
+            ("limits.devices_max", l.devices_max.into(), 1, COUNT_MAX),
+            ("limits.sessions_per_user_max", l.sessions_per_user_max.into(), 1, COUNT_MAX),
+            ("limits.sends_per_second", l.sends_per_second.into(), 1, COUNT_MAX),
+            ("limits.sends_burst", l.sends_burst.into(), 1, COUNT_MAX),
+            ("limits.lane_appends_max", l.lane_appends_max as u64, 1, COUNT_MAX),
+            ("limits.lane_bytes_max", l.lane_bytes_max as u64, 2 * body, 1 << 40),
+            ("limits.audit (ms)", l.audit.as_ms(), 1_000, 86_400_000),
+            ("limits.http_connections_max", l.http_connections_max as u64, 1, 65_536),
+            ("store.commit_gap (ms)", self.store.commit_gap.as_ms(), 0, 1_000),
+            ("auth.leeway (ms)", self.auth.leeway.as_ms(), 0, 300_000),
+        ];
+        for (key, value, min, max) in ranges {
+            if value < min || value > max {
+                return Err(ConfigError::Range { key, value, min, max });
+            }
+        }
+        self.check_issuers()
+    }
+
+    fn check_issuers(&self) -> Result<(), ConfigError> {
+        let issuers = &self.auth.issuers;
+        let invalid = |message: String| Err(ConfigError::Invalid(message));
+        if issuers.len() > ISSUERS_MAX {
+            return invalid(format!("auth.issuers has more than {ISSUERS_MAX} entries"));
+        }
+        for (n, issuer) in issuers.iter().enumerate() {
+            let name = &issuer.name;
+            if name.is_empty() || name.len() > NAME_BYTES_MAX {
+                return invalid(format!(
+                    "auth.issuers[{n}].name must have 1 to {NAME_BYTES_MAX} bytes"
+                ));
+            }
+            if name == OWN_ISSUER {
+                return invalid(format!("auth.issuers[{n}].name: {name:?} is this deployment's"));
+            }
+            if issuers[..n].iter().any(|other| other.name == *name) {
+                return invalid(format!("auth.issuers[{n}].name: {name:?} is there twice"));
+            }
+            if issuer.keys.is_empty() || issuer.keys.len() > KEYS_PER_ISSUER_MAX {
+                return invalid(format!(
+                    "auth.issuers[{n}].keys must have 1 to {KEYS_PER_ISSUER_MAX} entries"
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn replace<T: Clone>(target: &mut T, value: Option<&T>) {
+    if let Some(value) = value {
+        target.clone_from(value);
+    }
+}
+
+fn read(path: &Path) -> Result<String, ConfigError> {
+    let error = |error| ConfigError::Read { path: path.to_owned(), error };
+    if std::fs::metadata(path).map_err(error)?.len() > FILE_BYTES_MAX {
+        return Err(ConfigError::TooLarge { path: path.to_owned() });
+    }
+    std::fs::read_to_string(path).map_err(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, ConfigError> {
+        let config = Config::parse(Path::new("c.toml"), text)?;
+        config.check()?;
+        Ok(config)
+    }
+
+    fn message(text: &str) -> String {
+        let message = parse(text).expect_err(text).to_string();
+        assert_eq!(message.lines().count(), 1, "{message}");
+        message
+    }
+
+    #[test]
+    fn every_default_is_valid_and_reads_back_as_itself() {
+        let config = Config::default();
+        assert!(config.check().is_ok());
+        assert_eq!(parse(&config.to_toml()).expect("its own text"), config);
+        assert_eq!(parse("").expect("an empty file"), config);
+        assert_eq!(config.limits.shard(), chatring_core::limits::ShardLimits::default());
+    }
+
+    #[test]
+    fn an_unknown_key_is_an_error_that_names_its_line_and_path() {
+        let text = message("[server]\nshards = 2\n\n[limits]\nheartbeet = \"3s\"\n");
+        assert!(text.starts_with("c.toml:5: limits.heartbeet: unknown field"), "{text}");
+        assert!(message("[serve]\nshards = 2\n").starts_with("c.toml:1: serve: unknown field"));
+        let text = message(
+            "[[auth.issuers]]\nname = \"a\"\n[[auth.issuers.keys]]\n\
+             algorithm = \"HS256\"\nfile = \"f\"\nsecret = \"s\"\n",
+        );
+        assert!(text.contains("auth.issuers[0].keys[0].secret: unknown field"), "{text}");
+    }
+
+    #[test]
+    fn a_wrong_value_is_an_error_that_names_its_path() {
+        assert!(message("[limits]\naudit = \"soon\"").contains("limits.audit: \"soon\" is no"));
+        assert!(message("[limits]\naudit = 3").contains("limits.audit: invalid type"));
+        assert!(message("[limits]\nwindow_pushes = 0").contains("limits.window_pushes is 0"));
+        assert!(message("[auth]\nleeway = \"1d\"").contains("auth.leeway"));
+        assert!(message("[server").starts_with("c.toml:1: "));
+    }
+
+    #[test]
+    fn issuers_are_checked() {
+        let issuer = |name: &str| {
+            format!(
+                "[[auth.issuers]]\nname = {name:?}\n[[auth.issuers.keys]]\n\
+                 algorithm = \"RS256\"\nfile = \"f\"\n"
+            )
+        };
+        assert!(parse(&issuer("https://id.example")).is_ok());
+        assert!(message(&issuer("")).contains("auth.issuers[0].name"));
+        assert!(message(&issuer("chatring")).contains("this deployment's"));
+        assert!(message(&(issuer("a") + &issuer("a"))).contains("twice"));
+        assert!(message("[[auth.issuers]]\nname = \"a\"\nkeys = []").contains("keys must have"));
+        let none = issuer("a").replace("RS256", "none");
+        assert!(message(&none).contains("auth.issuers[0].keys[0].algorithm: unknown variant"));
+    }
+
+    #[test]
+    fn flags_override_the_file() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("c.toml");
+        std::fs::write(&path, "[server]\nshards = 2\nlisten = \"127.0.0.1:1\"\n").expect("a file");
+        let flags = Overrides { shards: Some(3), ..Overrides::default() };
+        let config = Config::load(Some(&path), &flags).expect("a good file");
+        assert_eq!(config.server.shards, 3);
+        assert_eq!(config.server.listen.port(), 1);
+        assert_eq!(config.server.http, Config::default().server.http);
+        let flags = Overrides { shards: Some(1_000), ..Overrides::default() };
+        assert!(matches!(Config::load(None, &flags), Err(ConfigError::Range { .. })));
+        let missing = Config::load(Some(&folder.path().join("no.toml")), &flags);
+        assert!(matches!(missing, Err(ConfigError::Read { .. })));
+    }
+}

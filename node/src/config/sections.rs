@@ -1,0 +1,234 @@
+//! Every key of the configuration with its default.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use chatring_core::limits::ShardLimits;
+use serde::{Deserialize, Serialize};
+
+use super::Period;
+
+/// The whole configuration. `docs/operating.md` has a line for each key.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Where the node keeps its data and listens.
+    pub server: Server,
+    /// Bounds that protect the node from its peers.
+    pub limits: Limits,
+    /// The embedded store.
+    pub store: Store,
+    /// Whose tokens are good.
+    pub auth: Auth,
+    /// What is logged, and how.
+    pub log: Log,
+}
+
+/// Where the node keeps its data and listens.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Server {
+    /// The data folder.
+    pub data: PathBuf,
+    /// Address for WebSocket clients; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Address for HTTP; port 0 takes a free one.
+    pub http: SocketAddr,
+    /// Shards, one thread each; 0 means one per core.
+    pub shards: u16,
+}
+
+impl Default for Server {
+    fn default() -> Server {
+        Server {
+            data: PathBuf::from("./chatring-data"),
+            listen: SocketAddr::from(([127, 0, 0, 1], 7400)),
+            http: SocketAddr::from(([127, 0, 0, 1], 7401)),
+            shards: 0,
+        }
+    }
+}
+
+/// Bounds that protect the node from its peers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Clients ping at least this often.
+    pub heartbeat: Period,
+    /// Pushes that a session may leave unacknowledged.
+    pub window_pushes: u32,
+    /// Bytes of pushes that a session may leave unacknowledged.
+    pub window_bytes: u32,
+    /// Sends that a session may have open.
+    pub open_sends_max: u32,
+    /// Devices that a user may have.
+    pub devices_max: u32,
+    /// Sessions that a user may have.
+    pub sessions_per_user_max: u32,
+    /// Sends a second of a user, on average.
+    pub sends_per_second: u32,
+    /// Sends that a user may make at once after a pause.
+    pub sends_burst: u32,
+    /// Appends that may wait in a shard's lane.
+    pub lane_appends_max: usize,
+    /// Bytes of appends that may wait in a shard's lane.
+    pub lane_bytes_max: usize,
+    /// Time between audits of a live session.
+    pub audit: Period,
+    /// HTTP connections at a time.
+    pub http_connections_max: usize,
+}
+
+impl Limits {
+    /// The bounds that each shard keeps.
+    pub fn shard(&self) -> ShardLimits {
+        ShardLimits {
+            heartbeat_ms: u32::try_from(self.heartbeat.as_ms()).unwrap_or(u32::MAX),
+            window_pushes: self.window_pushes,
+            window_bytes: self.window_bytes,
+            open_sends_max: self.open_sends_max,
+            devices_max: self.devices_max,
+            sessions_per_user_max: self.sessions_per_user_max,
+            sends_per_second: self.sends_per_second,
+            sends_burst: self.sends_burst,
+            lane_appends_max: self.lane_appends_max,
+            lane_bytes_max: self.lane_bytes_max,
+            audit_ms: self.audit.as_ms(),
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        let shard = ShardLimits::default();
+        Limits {
+            heartbeat: Period::from_ms(shard.heartbeat_ms.into()),
+            window_pushes: shard.window_pushes,
+            window_bytes: shard.window_bytes,
+            open_sends_max: shard.open_sends_max,
+            devices_max: shard.devices_max,
+            sessions_per_user_max: shard.sessions_per_user_max,
+            sends_per_second: shard.sends_per_second,
+            sends_burst: shard.sends_burst,
+            lane_appends_max: shard.lane_appends_max,
+            lane_bytes_max: shard.lane_bytes_max,
+            audit: Period::from_ms(shard.audit_ms),
+            http_connections_max: 256,
+        }
+    }
+}
+
+/// The embedded store.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Store {
+    /// Pause before each commit's sync, so that more sends share it: throughput for latency.
+    pub commit_gap: Period,
+}
+
+/// Whose tokens are good.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Auth {
+    /// How far the clocks of issuers may be off.
+    pub leeway: Period,
+    /// Issuers besides the deployment's own.
+    pub issuers: Vec<Issuer>,
+}
+
+impl Default for Auth {
+    fn default() -> Auth {
+        Auth { leeway: Period::from_s(5), issuers: Vec::new() }
+    }
+}
+
+/// Somebody whose tokens are good.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Issuer {
+    /// The claim `iss` of its tokens. It is part of its users' identity and never changes.
+    pub name: String,
+    /// What the claim `aud` must hold; without it a token that has the claim is refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub audience: Option<String>,
+    /// Its keys; several during a change of keys.
+    pub keys: Vec<IssuerKey>,
+}
+
+/// A key of an issuer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IssuerKey {
+    /// The header's `kid` that selects it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// The only algorithm that it is used with.
+    pub algorithm: KeyAlgorithm,
+    /// A PEM file with the public key, or for `HS256` the secret itself (at least 32 bytes).
+    pub file: PathBuf,
+}
+
+/// What a key is used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum KeyAlgorithm {
+    /// HMAC with SHA-256.
+    HS256,
+    /// RSA (PKCS#1 1.5) with SHA-256, at least 2,048 bits.
+    RS256,
+    /// ECDSA on P-256 with SHA-256.
+    ES256,
+    /// Ed25519.
+    EdDSA,
+}
+
+/// What is logged, and how.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Log {
+    /// Least important level that is logged. The environment's `CHATRING_LOG` overrides it.
+    pub level: LogLevel,
+    /// How lines look.
+    pub format: LogFormat,
+}
+
+/// How important a line of the log is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    /// Somebody must act.
+    Error,
+    /// Something is not as it should be.
+    Warn,
+    /// What an operator wants to know.
+    #[default]
+    Info,
+    /// What helps to find a fault.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+impl LogLevel {
+    /// The level with this name.
+    pub fn from_name(name: &str) -> Option<LogLevel> {
+        match name {
+            "error" => Some(LogLevel::Error),
+            "warn" => Some(LogLevel::Warn),
+            "info" => Some(LogLevel::Info),
+            "debug" => Some(LogLevel::Debug),
+            "trace" => Some(LogLevel::Trace),
+            _ => None,
+        }
+    }
+}
+
+/// How lines of the log look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}

@@ -1,0 +1,92 @@
+//! Goal: the borders and sizes that keep the code readable hold. Method: read every source file.
+
+use std::path::{Path, PathBuf};
+
+/// Longest file.
+const LINES_MAX: usize = 800;
+/// Longest line of code.
+const COLUMNS_MAX: usize = 100;
+
+/// Word, and the folders whose code may name it.
+const BORDERS: &[(&str, &[&str])] = &[
+    ("glommio", &["node/src/rt/"]),
+    ("io_uring", &["node/src/rt/"]),
+    ("tokio", &["node/src/api/", "node/src/cli/chat.rs", "client/src/", "loadgen/src/", "tests/"]),
+    ("axum", &["node/src/api/"]),
+    ("hyper", &["node/src/api/"]),
+    ("fjall", &["node/src/store/embedded/", "benches/"]),
+    ("foundationdb", &["node/src/store/fdb/"]),
+    ("unsafe", &["node/src/rt/", "node/src/store/fdb/", "wire/src/ws/mask.rs"]),
+    ("Instant", &["node/", "client/", "loadgen/", "benches/", "tests/"]),
+    ("SystemTime", &["node/", "client/", "loadgen/", "benches/", "tests/"]),
+];
+
+#[test]
+fn files_and_lines_are_short() {
+    let mut found = Vec::new();
+    for (name, text) in sources() {
+        let lines = text.lines().count();
+        if lines > LINES_MAX {
+            found.push(format!("{name}: {lines} lines"));
+        }
+        for (n, line) in text.lines().enumerate() {
+            if line.chars().count() > COLUMNS_MAX {
+                found.push(format!("{name}:{}: {} columns", n + 1, line.chars().count()));
+            }
+        }
+    }
+    assert!(found.is_empty(), "\n{}", found.join("\n"));
+}
+
+#[test]
+fn only_those_who_may_name_a_runtime_or_an_engine_do() {
+    let mut found = Vec::new();
+    for (name, text) in sources() {
+        if name == "tests/tidy.rs" {
+            continue;
+        }
+        for (n, line) in text.lines().enumerate() {
+            let code = line.split("//").next().unwrap_or_default();
+            for (word, folders) in BORDERS {
+                let allowed = folders.iter().any(|folder| name.starts_with(folder));
+                if !allowed && words(code).any(|w| w == *word) {
+                    found.push(format!("{name}:{}: {word}", n + 1));
+                }
+            }
+        }
+    }
+    assert!(found.is_empty(), "\n{}", found.join("\n"));
+}
+
+fn words(code: &str) -> impl Iterator<Item = &str> {
+    code.split(|c: char| !c.is_alphanumeric() && c != '_')
+}
+
+/// Every Rust file of the repository with its path from the root.
+fn sources() -> Vec<(String, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("node has a parent");
+    let mut files = Vec::new();
+    for folder in ["wire", "core", "node", "client", "loadgen", "benches", "tests"] {
+        walk(&root.join(folder), &mut files);
+    }
+    assert!(files.len() > 20, "found only {} files", files.len());
+    let named = files.into_iter().map(|path| {
+        let name = path.strip_prefix(root).expect("within the root").to_string_lossy().into_owned();
+        let text = std::fs::read_to_string(&path).expect(&name);
+        (name, text)
+    });
+    named.collect()
+}
+
+fn walk(folder: &Path, files: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(folder).expect("a folder of the repository") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            if path.file_name().is_none_or(|name| name != "target" && name != "corpus") {
+                walk(&path, files);
+            }
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            files.push(path);
+        }
+    }
+}
