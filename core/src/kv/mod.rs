@@ -21,7 +21,9 @@
 //! holds nothing.
 
 pub mod checks;
+pub mod faulty;
 pub mod mem;
+pub mod prng;
 
 use bytes::Bytes;
 
