@@ -1,0 +1,84 @@
+//! What the engine writes to: five functions, behind which a disk may be laid out as it likes.
+//!
+//! ```text
+//!   write ─▶ one atomic batch, durable when it returns, and the snapshot after it
+//!   snapshot ─▶ the state after the last write: get, range
+//!   close
+//! ```
+//!
+//! `check` asks about trouble in the disk's own threads, which no write may come by to meet.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use chatring_core::kv::{KeyRange, Order};
+
+#[cfg(test)]
+pub(crate) mod fault;
+mod plain;
+
+pub(crate) use plain::{PlainDisk, PlainOptions};
+
+/// What one group changes: each key once, with its new value or none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Batch {
+    /// The rows, in no order.
+    pub rows: Vec<(Bytes, Option<Bytes>)>,
+}
+
+/// A durable ordered map with atomic batches.
+pub(crate) trait Disk: Send + Sync {
+    /// Makes the batch durable, all or nothing, and gives the state after it. Called by one thread.
+    fn write(&self, batch: Batch) -> Result<Arc<dyn DiskSnapshot>, DiskError>;
+
+    /// The state after the last write that returned.
+    fn snapshot(&self) -> Arc<dyn DiskSnapshot>;
+
+    /// Whether the disk's own threads are well.
+    fn check(&self) -> Result<(), DiskError>;
+
+    /// Finishes; no other call follows.
+    fn close(&self) -> Result<(), DiskError>;
+}
+
+/// Receives the rows of a range.
+pub(crate) type RowVisitor<'a> = dyn FnMut(&[u8], &[u8]) -> ControlFlow<()> + 'a;
+
+/// An unchanging state of a disk. Holding one keeps what it shows from being cleaned up.
+pub(crate) trait DiskSnapshot: Send + Sync {
+    /// The value of a key.
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, DiskError>;
+
+    /// Visits the rows of a range until the visitor breaks.
+    fn range(
+        &self,
+        range: &KeyRange,
+        order: Order,
+        visit: &mut RowVisitor<'_>,
+    ) -> Result<(), DiskError>;
+}
+
+/// Trouble with a disk. After a failed write nothing is known but that it may have happened.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DiskError {
+    /// The operating system refused.
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+    /// The disk is locked by somebody else.
+    #[error("in use")]
+    InUse,
+    /// The bytes on disk make no sense.
+    #[error("{0}")]
+    Corrupt(String),
+    /// The disk has stopped itself after an earlier error.
+    #[error("stopped after an earlier error: {0}")]
+    Stopped(String),
+}
+
+impl DiskError {
+    /// Whether the file system has no room.
+    pub(crate) fn is_full(&self) -> bool {
+        matches!(self, DiskError::Io(error) if error.kind() == std::io::ErrorKind::StorageFull)
+    }
+}

@@ -1,0 +1,170 @@
+//! The plain disk: one fjall keyspace, one batch with one fdatasync per group.
+//!
+//! What fjall 3.1.13 does, and what follows from it:
+//! * A batch with `SyncData` is written, synced and made visible under one lock of the journal, and
+//!   looks for earlier failures after it has the lock. Writing and syncing in two calls would leave
+//!   a gap in which a worker's failed sync of the same file could go unseen; hence one call.
+//! * All items of a batch share a sequence number, so a batch must hold each key once.
+//! * A failed write or sync, also of a background worker, stops it for good (`Poisoned`).
+//! * A writer waits without end while four memtables wait for a dead worker; hence [`Disk::check`],
+//!   called from another thread.
+//! * A snapshot is a counter in a map. While one is open, merging keeps the rows that it shows.
+
+use std::ops::{Bound, ControlFlow};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use chatring_core::kv::{KeyRange, Order};
+use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable};
+
+use super::{Batch, Disk, DiskError, DiskSnapshot, RowVisitor};
+
+/// Name of the only keyspace.
+const KEYSPACE: &str = "rows";
+/// The file that fjall writes last when it makes a database.
+const MARKER: &str = "version";
+/// Journal bytes above which fjall flushes what keeps the oldest journal alive.
+const JOURNAL_BYTES_MAX: u64 = 256 << 20;
+/// fjall's threads: one may flush while the other merges.
+const WORKER_THREADS: usize = 2;
+
+/// How a plain disk uses memory.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PlainOptions {
+    /// Bytes of the block cache.
+    pub cache_bytes: u64,
+    /// Bytes at which a memtable is flushed; up to four wait.
+    pub memtable_bytes: u64,
+}
+
+/// See the module.
+pub(crate) struct PlainDisk {
+    /// Taken by `close`: a database stops its threads when its last handle goes.
+    open: Mutex<Option<Open>>,
+}
+
+#[derive(Clone)]
+struct Open {
+    database: Database,
+    rows: Keyspace,
+}
+
+impl PlainDisk {
+    /// Makes an empty disk in an empty folder.
+    pub(crate) fn create(dir: &Path, options: PlainOptions) -> Result<PlainDisk, DiskError> {
+        PlainDisk::start(dir, options)
+    }
+
+    /// Opens a disk that was made before; never makes an empty one in place of a damaged one.
+    pub(crate) fn open(dir: &Path, options: PlainOptions) -> Result<PlainDisk, DiskError> {
+        if !dir.join(MARKER).try_exists()? {
+            return Err(DiskError::Corrupt(format!("{} is missing", dir.join(MARKER).display())));
+        }
+        // Some damage makes fjall panic.
+        catch_unwind(AssertUnwindSafe(|| PlainDisk::start(dir, options)))
+            .unwrap_or_else(|_| Err(DiskError::Corrupt("its files are damaged".into())))
+    }
+
+    fn start(dir: &Path, options: PlainOptions) -> Result<PlainDisk, DiskError> {
+        let database = Database::builder(dir)
+            .worker_threads(WORKER_THREADS)
+            .cache_size(options.cache_bytes)
+            .max_journaling_size(JOURNAL_BYTES_MAX)
+            .open()?;
+        let keyspace_options =
+            || KeyspaceCreateOptions::default().max_memtable_size(options.memtable_bytes);
+        let rows = database.keyspace(KEYSPACE, keyspace_options)?;
+        Ok(PlainDisk { open: Mutex::new(Some(Open { database, rows })) })
+    }
+
+    /// A handle for one call; the mutex is not held during I/O.
+    fn handle(&self) -> Result<Open, DiskError> {
+        let open = self.open.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        open.clone().ok_or_else(|| DiskError::Stopped("closed".into()))
+    }
+}
+
+impl Disk for PlainDisk {
+    fn write(&self, batch: Batch) -> Result<Arc<dyn DiskSnapshot>, DiskError> {
+        let Open { database, rows } = self.handle()?;
+        let mut write = fjall::OwnedWriteBatch::with_capacity(database.clone(), batch.rows.len())
+            .durability(Some(PersistMode::SyncData));
+        for (key, value) in batch.rows {
+            match value {
+                Some(value) => write.insert(&rows, &*key, &*value),
+                None => write.remove(&rows, &*key),
+            }
+        }
+        write.commit()?;
+        Ok(Arc::new(PlainSnapshot { snapshot: database.snapshot(), rows }))
+    }
+
+    fn snapshot(&self) -> Arc<dyn DiskSnapshot> {
+        let Open { database, rows } = self.handle().expect("no snapshot is taken after close");
+        Arc::new(PlainSnapshot { snapshot: database.snapshot(), rows })
+    }
+
+    fn check(&self) -> Result<(), DiskError> {
+        // Writes nothing that a group has not synced: it asks whether a worker has failed.
+        self.handle()?.database.persist(PersistMode::Buffer)?;
+        Ok(())
+    }
+
+    fn close(&self) -> Result<(), DiskError> {
+        let open = self.open.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
+        match open {
+            Some(open) => Ok(open.database.persist(PersistMode::SyncAll)?),
+            None => Ok(()),
+        }
+    }
+}
+
+struct PlainSnapshot {
+    snapshot: fjall::Snapshot,
+    rows: Keyspace,
+}
+
+impl DiskSnapshot for PlainSnapshot {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, DiskError> {
+        let value = self.snapshot.get(&self.rows, key)?;
+        Ok(value.map(|value| Bytes::copy_from_slice(&value)))
+    }
+
+    fn range(
+        &self,
+        range: &KeyRange,
+        order: Order,
+        visit: &mut RowVisitor<'_>,
+    ) -> Result<(), DiskError> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        let bounds = (Bound::Included(&*range.start), Bound::Excluded(&*range.end));
+        let mut rows = self.snapshot.range::<&[u8], _>(&self.rows, bounds);
+        loop {
+            let row = match order {
+                Order::Forward => rows.next(),
+                Order::Reverse => rows.next_back(),
+            };
+            let Some(row) = row else { return Ok(()) };
+            let (key, value) = row.into_inner()?;
+            if let ControlFlow::Break(()) = visit(&key, &value) {
+                return Ok(());
+            }
+        }
+    }
+}
+
+impl From<fjall::Error> for DiskError {
+    fn from(error: fjall::Error) -> DiskError {
+        match error {
+            fjall::Error::Io(error) => DiskError::Io(error),
+            fjall::Error::Storage(fjall::LsmError::Io(error)) => DiskError::Io(error),
+            fjall::Error::Locked => DiskError::InUse,
+            fjall::Error::Poisoned => DiskError::Stopped("fjall is poisoned".into()),
+            error => DiskError::Corrupt(error.to_string()),
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! Folders: locked, versioned, and opened again whatever happened.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use super::*;
+use crate::store::embedded::OpenError;
+
+#[test]
+fn a_folder_in_use_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let second = EmbeddedStore::open(dir.path(), EmbeddedConfig::default());
+    assert!(matches!(second.err(), Some(OpenError::InUse { .. })));
+    drop(store);
+    open(dir.path()).close();
+}
+
+#[test]
+fn a_newer_or_damaged_format_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    open(dir.path()).close();
+    let open = || EmbeddedStore::open(dir.path(), EmbeddedConfig::default()).err();
+    fs::write(dir.path().join("format"), "chatring-store 2\n").unwrap();
+    assert!(matches!(open(), Some(OpenError::NewerFormat { found: 2, .. })));
+    fs::write(dir.path().join("format"), "something else").unwrap();
+    assert!(matches!(open(), Some(OpenError::Unreadable { .. })));
+    fs::remove_file(dir.path().join("format")).unwrap();
+    assert!(matches!(open(), Some(OpenError::Unreadable { .. })));
+}
+
+#[test]
+fn rows_without_their_marker_are_unreadable_and_not_replaced() {
+    let dir = tempfile::tempdir().unwrap();
+    open(dir.path()).close();
+    fs::remove_file(dir.path().join("rows/version")).unwrap();
+    let error = EmbeddedStore::open(dir.path(), EmbeddedConfig::default()).err();
+    assert!(matches!(error, Some(OpenError::Unreadable { .. })), "{error:?}");
+}
+
+#[test]
+fn the_folder_is_made_for_its_owner_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let made = dir.path().join("deep/store");
+    open(&made).close();
+    assert_eq!(fs::metadata(&made).unwrap().permissions().mode() & 0o777, 0o700);
+}
+
+#[test]
+fn a_start_that_was_cut_off_is_begun_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir_all(dir.path().join("rows.new/keyspaces")).unwrap();
+    fs::write(dir.path().join("rows.new/0.jnl"), "half").unwrap();
+    let store = open(dir.path());
+    Client::new(&store).set("k", "1");
+    store.close();
+    assert!(!dir.path().join("rows.new").exists());
+}
+
+#[test]
+fn versions_rise_over_restarts_with_a_stopped_clock() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut last = Version(0);
+    for (start_s, step_s) in [(0, 0), (1_000, 0), (0, 0), (0, 10)] {
+        let (mut parts, _) = counting_parts();
+        let elapsed = AtomicU64::new(start_s);
+        parts.elapsed = Arc::new(move || Duration::from_secs(elapsed.fetch_add(step_s, SeqCst)));
+        let config = EmbeddedConfig::default();
+        let store = EmbeddedStore::open_with(dir.path(), config, parts).unwrap();
+        let mut client = Client::new(&store);
+        assert!(client.fresh() >= last, "fresh never lies below what was committed");
+        for _ in 0..3 {
+            let version = client.set("k", "1").version;
+            assert!(version > last);
+            assert_eq!(client.fresh(), version);
+            last = version;
+        }
+    }
+}
+
+#[test]
+fn a_torn_journal_tail_is_cut_off_and_everything_acked_is_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let copy = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let mut client = Client::new(&store);
+    for number in 0..20 {
+        client.set(&format!("k{number:02}"), "1");
+    }
+    // What a kill leaves: the files as they are, with half a batch behind the last whole one.
+    copy_tree(dir.path(), copy.path());
+    let journal = journal_of(copy.path());
+    let mut torn = fs::read(&journal).unwrap();
+    let end = torn.iter().rposition(|byte| *byte != 0).unwrap() + 1;
+    let start = torn[..end].windows(2).position(|pair| pair == b"k1").unwrap();
+    let half: Vec<u8> = torn[start - 40..start + 8].to_vec();
+    torn.truncate(end);
+    torn.extend_from_slice(&half);
+    fs::write(&journal, torn).unwrap();
+    let store = open(copy.path());
+    let mut client = Client::new(&store);
+    assert_eq!(client.keys("k", "l").len(), 20);
+    client.set("k20", "after");
+    drop(store);
+    let store = open(copy.path());
+    assert_eq!(Client::new(&store).keys("k", "l").len(), 21);
+}
+
+fn journal_of(dir: &Path) -> std::path::PathBuf {
+    let files = fs::read_dir(dir.join("rows")).unwrap().map(|entry| entry.unwrap().path());
+    files.into_iter().find(|path| path.extension().is_some_and(|ext| ext == "jnl")).unwrap()
+}
+
+fn copy_tree(from: &Path, to: &Path) {
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            fs::create_dir_all(&target).unwrap();
+            copy_tree(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
