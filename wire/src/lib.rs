@@ -6,11 +6,17 @@
 
 #![forbid(unsafe_code)]
 
+pub mod codec;
 pub mod error;
 pub mod frame;
 pub mod id;
+pub mod json;
 pub mod limits;
+#[cfg(test)]
+mod samples;
+pub mod varint;
 
+pub use codec::{ClientCodec, Outgoing, ServerCodec, Subprotocol};
 pub use error::{CloseCode, ErrorClass, ErrorCode, WireError};
 pub use frame::{ClientFrame, ServerFrame};
 pub use id::{

@@ -20,6 +20,8 @@ pub const CURSOR_BYTES_MAX: usize = 1024;
 pub const NAME_BYTES_MAX: usize = 256;
 /// Longest human-readable text of an error.
 pub const ERROR_TEXT_BYTES_MAX: usize = 256;
+/// Longest URL of a node (`moved_to`).
+pub const URL_BYTES_MAX: usize = 1024;
 /// Most aliases of one direction of a connection; channels beyond it travel with full ids.
 pub const ALIASES_MAX: usize = 4096;
 /// Most bytes of a varint.
