@@ -1,4 +1,4 @@
-//! The deployment's own token key: an Ed25519 key in a PKCS#8 PEM file, and the tokens made with it.
+//! The deployment's own token key (Ed25519 in a PKCS#8 PEM file) and the tokens made with it.
 
 use std::path::Path;
 

@@ -2,7 +2,12 @@
 //!
 //! The binary `chatring` is a thin shell over this crate; tests and benchmarks use its modules.
 
+pub mod api;
 pub mod auth;
 pub mod cli;
 pub mod config;
+pub mod limits;
+pub mod log;
+pub mod metrics;
+pub mod server;
 pub mod store;

@@ -1,0 +1,207 @@
+//! The life of the server: start, ready, drain, end.
+//!
+//! ```text
+//!   HTTP (503) ─▶ store, gateway ─▶ all shards accept ─▶ ready file, HTTP (200)
+//!                                                            │ SIGTERM, SIGINT
+//!   end ◀─ store closed ◀─ gateway drained (≤ 4 s) ◀─ HTTP (503)
+//!    ▲                                │ a second signal
+//!    └────────────────────────────────┘
+//! ```
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use rustix::process::{Resource, getrlimit, setrlimit};
+use serde_json::json;
+use thiserror::Error;
+use tracing::{info, warn};
+
+use crate::api::{Api, Phase};
+use crate::auth::{AuthError, write_private};
+use crate::config::Config;
+use crate::limits::{DRAIN_MS_MAX, READY_MS_MAX};
+use crate::metrics::{Metric, of_process};
+
+/// Path of the WebSocket address.
+pub const WS_PATH: &str = "/v1/ws";
+
+/// What serves clients: the shards with their store.
+pub trait Clients: Send + Sync + 'static {
+    /// Where it listens.
+    fn local_addr(&self) -> SocketAddr;
+
+    /// How many shards it has.
+    fn shards(&self) -> u16;
+
+    /// The file of the deployment's own token key.
+    fn token_key_file(&self) -> &Path;
+
+    /// Waits until all shards accept.
+    fn wait_ready(&self, timeout: Duration) -> Result<(), String>;
+
+    /// Tells sessions when to come back, refuses new ones, finishes what is in flight and closes the
+    /// store.
+    fn drain(&self, timeout: Duration) -> Drained;
+
+    /// Its figures.
+    fn metrics(&self) -> Vec<Metric>;
+}
+
+/// How a drain ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Drained {
+    /// Everything in flight was finished.
+    Whole,
+    /// The time was over before; clients send again what was not answered.
+    TimedOut,
+}
+
+/// How the server ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// After a drain.
+    Drained,
+    /// By a second signal. Threads may still run: end the process at once.
+    Forced,
+}
+
+/// Why the server did not start.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// An address cannot be taken.
+    #[error("cannot listen on {addr}: {error}")]
+    Listen {
+        /// Which one.
+        addr: SocketAddr,
+        /// Why.
+        error: io::Error,
+    },
+    /// The ready file cannot be removed or written.
+    #[error("ready file {}: {error}", path.display())]
+    ReadyFile {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// Keys.
+    #[error(transparent)]
+    Auth(#[from] AuthError),
+    /// The store, the shards.
+    #[error("{0}")]
+    Clients(String),
+}
+
+/// Where a server that is ready can be reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Addresses {
+    /// For WebSocket clients.
+    pub ws: String,
+    /// For HTTP.
+    pub http: String,
+}
+
+/// Runs until a signal. `start` opens the store and starts the shards; `on_ready` is called once
+/// all of them accept.
+pub fn run<C: Clients>(
+    config: &Config,
+    ready_file: Option<&Path>,
+    start: impl FnOnce(&Config) -> Result<C, StartError>,
+    on_ready: impl FnOnce(&Addresses),
+) -> Result<Ended, StartError> {
+    let started = SystemTime::now();
+    if let Some(path) = ready_file {
+        remove(path).map_err(|error| StartError::ReadyFile { path: path.to_owned(), error })?;
+    }
+    raise_open_files();
+    // Two signals and one end of the drain are all that is ever told.
+    let (tell, told) = flume::bounded(4);
+    let on_signal = tell.clone();
+    let api = Api::start(config.server.http, config.limits.http_connections_max, move |_| {
+        let _ = on_signal.try_send(Event::Signal);
+    })
+    .map_err(|error| StartError::Listen { addr: config.server.http, error })?;
+    let clients = Arc::new(start(config)?);
+    let scraped = Arc::clone(&clients);
+    api.set_scrape(Box::new(move || {
+        let mut metrics = of_process(started);
+        metrics.extend(scraped.metrics());
+        metrics
+    }));
+    clients.wait_ready(Duration::from_millis(READY_MS_MAX)).map_err(StartError::Clients)?;
+    let addresses = Addresses {
+        ws: format!("ws://{}{WS_PATH}", reachable(clients.local_addr())),
+        http: format!("http://{}", reachable(api.local_addr())),
+    };
+    api.set_phase(Phase::Ready);
+    if let Some(path) = ready_file {
+        let text = ready_text(&addresses, &*clients);
+        write_private(path, text.as_bytes())
+            .map_err(|error| StartError::ReadyFile { path: path.to_owned(), error })?;
+    }
+    info!(ws = addresses.ws, http = addresses.http, shards = clients.shards(), "ready");
+    on_ready(&addresses);
+
+    let _ = told.recv();
+    api.set_phase(Phase::Draining);
+    info!("draining");
+    std::thread::spawn(move || {
+        let drained = clients.drain(Duration::from_millis(DRAIN_MS_MAX));
+        let _ = tell.try_send(Event::Drained(drained));
+    });
+    match told.recv() {
+        Ok(Event::Drained(Drained::Whole)) => info!("drained"),
+        Ok(Event::Drained(Drained::TimedOut)) => warn!("ended before everything was finished"),
+        Ok(Event::Signal) | Err(_) => return Ok(Ended::Forced),
+    }
+    api.stop();
+    Ok(Ended::Drained)
+}
+
+enum Event {
+    Signal,
+    Drained(Drained),
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn ready_text(addresses: &Addresses, clients: &impl Clients) -> String {
+    let key = clients.token_key_file();
+    let key = std::path::absolute(key).unwrap_or_else(|_| key.to_owned());
+    let ready = json!({
+        "ws": addresses.ws,
+        "http": addresses.http,
+        "pid": std::process::id(),
+        "token_key_file": key.to_string_lossy(),
+        "version": env!("CARGO_PKG_VERSION"),
+        "shards": clients.shards(),
+    });
+    format!("{ready:#}\n")
+}
+
+/// An address that listens everywhere, as somebody on this machine reaches it.
+fn reachable(mut addr: SocketAddr) -> SocketAddr {
+    match addr.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => addr.set_ip(Ipv4Addr::LOCALHOST.into()),
+        IpAddr::V6(ip) if ip.is_unspecified() => addr.set_ip(Ipv6Addr::LOCALHOST.into()),
+        _ => {}
+    }
+    addr
+}
+
+/// Each connection takes a descriptor; the soft limit is made for programs that use `select`.
+fn raise_open_files() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        warn!(%error, "the limit of open files stays as it is");
+    }
+}
