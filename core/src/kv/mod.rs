@@ -21,6 +21,8 @@
 //! holds nothing.
 
 pub mod checks;
+#[cfg(any(test, feature = "conformance"))]
+pub mod conformance;
 pub mod faulty;
 pub mod mem;
 pub mod prng;
