@@ -1,10 +1,9 @@
 //! What happens to a shard and what it wants done: the whole border between `core` and a driver.
 
 use bytes::Bytes;
-use chatring_wire::frame::{Head, MessageKind, RequestId, ServerFrame};
+use chatring_wire::frame::{MessageKind, RequestId, Row, ServerFrame};
 use chatring_wire::{
-    Cid, ClientFrame, CloseCode, Cmid, DeviceId, ErrorCode, InstallationId, MemberNumber, Ordinal,
-    Seq, Uid,
+    Cid, ClientFrame, CloseCode, Cmid, DeviceId, ErrorCode, InstallationId, Seq, Uid,
 };
 
 use crate::kv::{Completion, LaneId, Request, Ticket, Version};
@@ -165,13 +164,15 @@ pub enum ShardMessage {
         uid: Uid,
         /// The other one.
         peer: Uid,
+        /// Which of the pair's candidate ids this owner is asked to try, from 0.
+        candidate: u8,
     },
-    /// The owner's answer.
+    /// The owner's answer: the channel is stored, or why not.
     Opened {
         /// Who asked.
         origin: SendRef,
-        /// The channel as the user sees it, without markers, or why not.
-        result: Result<Head, ErrorCode>,
+        /// The channel.
+        result: Result<Cid, ErrorCode>,
     },
     /// A session's shard passes a send to the channel's owner.
     Send(SendRequest),
@@ -263,22 +264,10 @@ pub enum SendAnswer {
 pub struct Stored {
     /// The channel.
     pub cid: Cid,
-    /// Position.
-    pub seq: Seq,
-    /// How many messages up to this one count as unread.
-    pub ordinal: Ordinal,
-    /// What kind of body.
-    pub kind: MessageKind,
-    /// The sender's number in the channel.
-    pub sender: MemberNumber,
-    /// The sender's device.
-    pub device: DeviceId,
-    /// The client's id of the message.
-    pub cmid: Cmid,
-    /// Unix time in milliseconds.
-    pub time_ms: u64,
-    /// The body.
-    pub body: Bytes,
-    /// The sessions whose sends were answered with this message: it is no push for them.
-    pub origins: Vec<SessionId>,
+    /// Who sent it.
+    pub uid: Uid,
+    /// The message.
+    pub row: Row,
+    /// The sends that are answered with this message: while they are open, it is no push for them.
+    pub origins: Vec<SendRef>,
 }

@@ -12,10 +12,25 @@
 
 #![forbid(unsafe_code)]
 
+mod attach;
+mod boot;
+mod channel;
 pub mod counters;
+pub mod cursor;
 pub mod effect;
+pub mod keys;
 pub mod kv;
+pub mod lane;
 pub mod limits;
+mod marker;
 pub mod placement;
+mod queue;
+mod recent;
+mod request;
 pub mod sabotage;
+mod session;
 pub mod shard;
+mod sync;
+mod timers;
+mod user;
+pub mod values;

@@ -23,6 +23,10 @@ pub struct ShardLimits {
     pub lane_appends_max: usize,
     /// Bytes of appends that may wait in the lane.
     pub lane_bytes_max: usize,
+    /// Channels that a shard keeps in memory; those not used lately give way.
+    pub channels_in_memory_max: usize,
+    /// Messages of a channel that a repeat is compared with in memory.
+    pub recent_max: usize,
     /// Time between audits of a live session.
     pub audit_ms: u64,
 }
@@ -40,6 +44,8 @@ impl Default for ShardLimits {
             sends_burst: 40_000,
             lane_appends_max: 16_384,
             lane_bytes_max: 16 * 1024 * 1024,
+            channels_in_memory_max: 100_000,
+            recent_max: 256,
             audit_ms: 120_000,
         }
     }

@@ -1,0 +1,90 @@
+//! What a client keeps to resume: opaque to it, the same on every transport and node.
+//!
+//! ```text
+//!  [format 1] [history id 8] [incarnation 2] [version 8] [count 1] count × ([cid 8] [seq varint])
+//! ```
+//!
+//! Bytes that follow are a later build's hints and are skipped.
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use chatring_wire::limits::CURSOR_BYTES_MAX;
+use chatring_wire::{Cid, HistoryId, Seq, varint};
+
+use crate::kv::Version;
+use crate::values::StoreIncarnation;
+
+/// Channels that a cursor can list as given past its position.
+pub const GIVEN_MAX: usize = 32;
+const FORMAT: u8 = 1;
+
+const _: () = assert!(20 + GIVEN_MAX * 18 <= CURSOR_BYTES_MAX);
+
+/// "Every change up to here has been read."
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Position {
+    /// Which store's counting.
+    pub incarnation: StoreIncarnation,
+    /// The commit version.
+    pub version: Version,
+}
+
+impl Position {
+    /// Before every change.
+    pub const START: Position = Position { incarnation: StoreIncarnation(0), version: Version(0) };
+}
+
+/// A decoded cursor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cursor {
+    /// Of which history.
+    pub history: HistoryId,
+    /// What has been read.
+    pub position: Position,
+    /// Messages that were given past the position, at most [`GIVEN_MAX`] channels.
+    pub given: Vec<(Cid, Seq)>,
+}
+
+impl Cursor {
+    /// A cursor without anything past its position.
+    pub const fn at(history: HistoryId, position: Position) -> Cursor {
+        Cursor { history, position, given: Vec::new() }
+    }
+
+    /// The bytes that a client keeps, at most 1 KiB.
+    pub fn encode(&self) -> Bytes {
+        debug_assert!(self.given.len() <= GIVEN_MAX);
+        let mut out = BytesMut::with_capacity(20 + self.given.len() * 18);
+        out.put_u8(FORMAT);
+        out.put_u64(self.history.0);
+        out.put_u16(self.position.incarnation.0);
+        out.put_u64(self.position.version.0);
+        out.put_u8(self.given.len() as u8);
+        for (cid, seq) in &self.given {
+            out.put_u64(cid.0);
+            varint::put(&mut out, seq.0);
+        }
+        out.freeze()
+    }
+
+    /// From what a client gave; `None` if it is none of ours, which costs the client a first sync.
+    pub fn decode(mut input: Bytes) -> Option<Cursor> {
+        if input.try_get_u8().ok()? != FORMAT {
+            return None;
+        }
+        let history = HistoryId(input.try_get_u64().ok()?);
+        let incarnation = StoreIncarnation(input.try_get_u16().ok()?);
+        let version = Version(input.try_get_u64().ok()?);
+        let count = usize::from(input.try_get_u8().ok()?);
+        if count > GIVEN_MAX {
+            return None;
+        }
+        let mut given = Vec::with_capacity(count);
+        for _ in 0..count {
+            let cid = Cid(input.try_get_u64().ok()?);
+            let (seq, length) = varint::take(&input).ok()?;
+            input.advance(length);
+            given.push((cid, Seq(seq)));
+        }
+        Some(Cursor { history, position: Position { incarnation, version }, given })
+    }
+}

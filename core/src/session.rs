@@ -1,0 +1,522 @@
+//! A live session: what it may do, what it was given, and how far it may be given more.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use chatring_wire::frame::{Failure, RequestId, Send, ServerFrame};
+use chatring_wire::limits::BODY_BYTES_MAX;
+use chatring_wire::{Cid, ClientFrame, CloseCode, Cmid, DeviceId, ErrorCode, Uid};
+use rustc_hash::FxHashMap;
+
+use crate::cursor::Position;
+use crate::effect::{
+    Attach, Effect, Identity, SendAnswer, SendRef, SendRequest, SessionId, ShardMessage, Stored,
+};
+use crate::kv::Version;
+use crate::queue::Queued;
+use crate::shard::Shard;
+use crate::sync::Sync;
+use crate::timers::Timer;
+
+/// A send that is open for longer is answered with `unknown`.
+pub const SEND_OPEN_MS_MAX: u64 = 10_000;
+/// Requests other than sends that a session may have open.
+pub const REQUESTS_OPEN_MAX: usize = 64;
+/// Sends whose client message ids a session remembers, so that a later one may name them.
+const SENT_MAX: usize = 512;
+/// What a push costs in the window besides its body.
+const PUSH_OVERHEAD_BYTES: u32 = 16;
+/// Notifications that wait until a session's first read tells which of them it covers.
+const HELD_MAX: usize = 256;
+/// Where reconnecting clients spread when the node drains.
+const DRAIN_SPREAD_MS: u32 = 2_000;
+/// When a send that met a full queue is worth another try.
+const BUSY_RETRY_MS: u32 = 50;
+
+/// A session.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) uid: Uid,
+    pub(crate) device: DeviceId,
+    pub(crate) identity: Identity,
+    pub(crate) phase: Phase,
+    /// Whether pushes go out.
+    pub(crate) flow: Flow,
+    /// The sync under way.
+    pub(crate) sync: Option<Box<Sync>>,
+    /// The position last given.
+    pub(crate) position: Position,
+    /// Notifications at or below this version are covered by a sync.
+    pub(crate) covered: Version,
+    /// The newest version of what was pushed.
+    pub(crate) pushed: Version,
+    /// Requests other than sends that are open.
+    pub(crate) requests: Vec<RequestId>,
+    /// What an audit found missing.
+    pub(crate) suspects: Vec<(Cid, chatring_wire::Seq)>,
+    /// The version at which the audit read.
+    pub(crate) audit_version: Version,
+    window: Window,
+    sends: FxHashMap<RequestId, OpenSend>,
+    sent: VecDeque<(RequestId, Cmid)>,
+    last_request: RequestId,
+    heard_ms: u64,
+}
+
+/// Whether a session was welcomed.
+#[derive(Debug)]
+pub(crate) enum Phase {
+    /// Its user's and device's rows are being stored; then it resumes from the cursor.
+    SigningIn { cursor: Bytes },
+    /// It was welcomed.
+    Attached,
+}
+
+/// Whether pushes go out to a session.
+#[derive(Debug)]
+pub(crate) enum Flow {
+    /// A sync's first read is under way: notifications wait for its version.
+    Held(VecDeque<(Version, Stored)>),
+    /// Pushes go out.
+    Live,
+    /// Pushes stopped until the client pulls.
+    Behind,
+}
+
+/// Pushes that the client has not acknowledged.
+#[derive(Debug, Default)]
+struct Window {
+    sent: u64,
+    acked: u64,
+    bytes: u32,
+    sizes: VecDeque<u32>,
+}
+
+#[derive(Debug)]
+struct OpenSend {
+    cid: Cid,
+    since_ms: u64,
+}
+
+impl Session {
+    pub(crate) fn new(uid: Uid, device: DeviceId, attach: Attach, now_ms: u64) -> Session {
+        Session {
+            uid,
+            device,
+            identity: attach.identity,
+            phase: Phase::SigningIn { cursor: attach.cursor },
+            flow: Flow::Held(VecDeque::new()),
+            sync: None,
+            position: Position::START,
+            covered: Version(0),
+            pushed: Version(0),
+            requests: Vec::new(),
+            suspects: Vec::new(),
+            audit_version: Version(0),
+            window: Window::default(),
+            sends: FxHashMap::default(),
+            sent: VecDeque::new(),
+            last_request: RequestId(0),
+            heard_ms: now_ms,
+        }
+    }
+
+    /// Requests ascend within a connection, so that an answer is never taken for another's.
+    fn take_request(&mut self, request: RequestId) -> Result<(), ErrorCode> {
+        if request <= self.last_request {
+            return Err(ErrorCode::Unexpected);
+        }
+        self.last_request = request;
+        Ok(())
+    }
+
+    /// Whether a marker may be pushed. One that comes while a sync reads is not held back: what a
+    /// device is told twice does no harm.
+    pub(crate) fn takes_markers(&self) -> bool {
+        matches!(self.phase, Phase::Attached) && !matches!(self.flow, Flow::Behind)
+    }
+
+    fn cmid_of(&self, request: RequestId) -> Option<Cmid> {
+        let index = self.sent.binary_search_by_key(&request, |(sent, _)| *sent).ok()?;
+        Some(self.sent[index].1)
+    }
+}
+
+impl Shard {
+    pub(crate) fn session_frame(&mut self, id: SessionId, frame: ClientFrame) {
+        let now_ms = self.now.mono_ms;
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        session.heard_ms = now_ms;
+        if matches!(session.phase, Phase::SigningIn { .. }) {
+            return self.close_with(id, Failure::new(ErrorCode::Unexpected));
+        }
+        let taken = match &frame {
+            ClientFrame::Open { request, .. }
+            | ClientFrame::Send(Send { request, .. })
+            | ClientFrame::Sync { request, .. }
+            | ClientFrame::Who { request, .. }
+            | ClientFrame::SignOut { request, .. } => session.take_request(*request),
+            ClientFrame::Range(range) => session.take_request(range.request),
+            ClientFrame::Hello(_) | ClientFrame::Refresh { .. } => Err(ErrorCode::Unexpected),
+            ClientFrame::Mark { .. }
+            | ClientFrame::Ack { .. }
+            | ClientFrame::More { .. }
+            | ClientFrame::Ping { .. } => Ok(()),
+        };
+        if let Err(code) = taken {
+            return self.close_with(id, Failure::new(code));
+        }
+        match frame {
+            ClientFrame::Send(send) => self.session_send(id, send),
+            ClientFrame::Ack { pushes } => self.acked(id, pushes),
+            ClientFrame::Ping { pushes } => self.pinged(id, pushes),
+            ClientFrame::Mark { cid, read, received } => self.mark(id, cid, read, received),
+            ClientFrame::Sync { request, cursor } => self.pull(id, request, cursor),
+            ClientFrame::More { request } => self.more(id, request),
+            ClientFrame::Open { request, with } => self.open(id, request, with),
+            ClientFrame::Range(range) => self.range(id, range),
+            ClientFrame::Who { request, cid, members } => self.who(id, request, cid, members),
+            ClientFrame::SignOut { request, scope } => self.sign_out(id, request, scope),
+            ClientFrame::Hello(_) | ClientFrame::Refresh { .. } => {}
+        }
+    }
+
+    fn session_send(&mut self, id: SessionId, send: Send) {
+        let limits = self.config.limits.clone();
+        let now_ms = self.now.mono_ms;
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        let (request, uid) = (send.request, session.uid);
+        if send.body.len() > BODY_BYTES_MAX {
+            return self.refuse_request(id, request, Failure::new(ErrorCode::BodyTooLarge));
+        }
+        if self.draining {
+            let failure = Failure::new(ErrorCode::Draining).retry_after(DRAIN_SPREAD_MS);
+            return self.refuse_request(id, request, failure);
+        }
+        if session.sends.len() >= limits.open_sends_max as usize {
+            let failure = Failure::new(ErrorCode::Busy).retry_after(BUSY_RETRY_MS);
+            return self.refuse_request(id, request, failure);
+        }
+        // A send that follows one of an earlier time than this session remembers follows one that
+        // was answered long ago; its owner looks for it all the same, under an id that nobody has.
+        let previous =
+            send.previous.map(|previous| session.cmid_of(previous).unwrap_or(Cmid([0; 16])));
+        if session.sent.len() >= SENT_MAX {
+            session.sent.pop_front();
+        }
+        session.sent.push_back((request, send.cmid));
+        if session.sends.is_empty() {
+            self.timers.set(now_ms + SEND_OPEN_MS_MAX, Timer::OpenSends(id));
+        }
+        session.sends.insert(request, OpenSend { cid: send.cid, since_ms: now_ms });
+        let device = session.device;
+        if let Some(user) = self.users.get_mut(&uid)
+            && let Err(wait_ms) =
+                user.bucket.take(now_ms, limits.sends_per_second, limits.sends_burst)
+        {
+            self.counters.rate_limited += 1;
+            return self.refuse_send(id, request, ErrorCode::Busy, wait_ms);
+        }
+        self.counters.sends += 1;
+        let message = ShardMessage::Send(SendRequest {
+            origin: SendRef { session: id, request },
+            cid: send.cid,
+            uid,
+            device,
+            cmid: send.cmid,
+            base: send.base,
+            previous,
+            kind: send.kind,
+            body: send.body,
+        });
+        let owner = self.owner_of(send.cid.vshard());
+        if self.tell_shard(owner, message) == Queued::Refused {
+            self.refuse_send(id, request, ErrorCode::Busy, BUSY_RETRY_MS);
+        }
+    }
+
+    fn refuse_send(&mut self, id: SessionId, request: RequestId, code: ErrorCode, wait_ms: u32) {
+        if let Some(session) = self.sessions.get_mut(&id) {
+            session.sends.remove(&request);
+        }
+        self.refuse_request(id, request, Failure::new(code).retry_after(wait_ms));
+    }
+
+    /// Tells a session that a request was surely not carried out.
+    pub(crate) fn refuse_request(&mut self, id: SessionId, request: RequestId, error: Failure) {
+        self.counters.sends_refused += 1;
+        self.send(id, ServerFrame::Refused { request, error });
+    }
+
+    /// The channel's owner answers a send.
+    pub(crate) fn send_answered(&mut self, origin: SendRef, cid: Cid, answer: SendAnswer) {
+        let SendRef { session: id, request } = origin;
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        if session.sends.remove(&request).is_none() {
+            return;
+        }
+        match answer {
+            SendAnswer::Stored { seq, time_ms } => {
+                self.send(id, ServerFrame::Sent { request, cid, seq, time_ms });
+            }
+            SendAnswer::Refused { code, retry_after_ms } => {
+                let error = Failure { retry_after_ms, ..Failure::new(code) };
+                self.refuse_request(id, request, error);
+            }
+            SendAnswer::Continue { checked_to } => {
+                self.send(id, ServerFrame::Continue { request, checked_to });
+            }
+        }
+    }
+
+    pub(crate) fn check_open_sends(&mut self, id: SessionId) {
+        let now_ms = self.now.mono_ms;
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        let mut late = Vec::new();
+        let mut oldest_ms = u64::MAX;
+        for (request, send) in &session.sends {
+            if send.since_ms + SEND_OPEN_MS_MAX <= now_ms {
+                late.push((*request, send.cid));
+            } else {
+                oldest_ms = oldest_ms.min(send.since_ms);
+            }
+        }
+        late.sort_unstable();
+        for (request, _) in &late {
+            session.sends.remove(request);
+        }
+        if oldest_ms != u64::MAX {
+            self.timers.set(oldest_ms + SEND_OPEN_MS_MAX, Timer::OpenSends(id));
+        }
+        for (request, _) in late {
+            self.counters.sends_unknown += 1;
+            self.send(id, ServerFrame::Unknown { request });
+        }
+    }
+
+    /// A message of one of the user's channels is stored.
+    pub(crate) fn notified(&mut self, uid: Uid, version: Version, message: &Stored) {
+        let Some(user) = self.users.get_mut(&uid) else { return };
+        user.saw(message.cid, message.row.seq);
+        for id in user.sessions.clone() {
+            self.deliver(id, version, message);
+        }
+    }
+
+    /// Notifications of the user were lost to a full queue: its sessions have to pull.
+    pub(crate) fn notifications_lost(&mut self, uid: Uid) {
+        let Some(user) = self.users.get(&uid) else { return };
+        for id in user.sessions.clone() {
+            self.fall_behind(id);
+        }
+    }
+
+    /// Pushes a message to a session, or keeps it for later, or lets the session fall behind.
+    pub(crate) fn deliver(&mut self, id: SessionId, version: Version, message: &Stored) {
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        if matches!(session.phase, Phase::SigningIn { .. }) {
+            // The sync that follows the welcome reads it.
+            return;
+        }
+        match &mut session.flow {
+            Flow::Behind => return,
+            Flow::Held(held) if held.len() < HELD_MAX => {
+                held.push_back((version, message.clone()));
+                return;
+            }
+            Flow::Held(_) => return self.fall_behind(id),
+            Flow::Live => {}
+        }
+        let answered =
+            |origin: &SendRef| origin.session == id && session.sends.contains_key(&origin.request);
+        if version <= session.covered || message.origins.iter().any(answered) {
+            return;
+        }
+        session.pushed = session.pushed.max(version);
+        let frame = push_frame(session, message);
+        let size = message.row.body.len() as u32 + PUSH_OVERHEAD_BYTES;
+        self.push(id, size, frame);
+    }
+
+    /// Sends a push within the window; at its end the session falls behind instead.
+    pub(crate) fn push(&mut self, id: SessionId, size: u32, frame: ServerFrame) {
+        let limits = &self.config.limits;
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        let window = &mut session.window;
+        let full = window.sizes.len() >= limits.window_pushes as usize
+            || window.bytes + size > limits.window_bytes && !window.sizes.is_empty();
+        if full {
+            return self.fall_behind(id);
+        }
+        window.sent += 1;
+        window.bytes += size;
+        window.sizes.push_back(size);
+        self.counters.pushes += 1;
+        self.send(id, frame);
+    }
+
+    fn fall_behind(&mut self, id: SessionId) {
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        let welcomed = matches!(session.phase, Phase::Attached);
+        if !welcomed || matches!(session.flow, Flow::Behind) {
+            return;
+        }
+        session.flow = Flow::Behind;
+        self.counters.sessions_behind += 1;
+        self.send(id, ServerFrame::Behind);
+    }
+
+    fn acked(&mut self, id: SessionId, pushes: u64) {
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        let window = &mut session.window;
+        if pushes > window.sent {
+            return self.close_with(id, Failure::new(ErrorCode::Invalid).text("acked too much"));
+        }
+        while window.acked < pushes {
+            window.acked += 1;
+            window.bytes -= window.sizes.pop_front().unwrap_or(0);
+        }
+        if window.sizes.is_empty() {
+            window.sizes = VecDeque::new();
+        }
+    }
+
+    fn pinged(&mut self, id: SessionId, pushes: u64) {
+        self.acked(id, pushes);
+        let Some(session) = self.sessions.get(&id) else { return };
+        let pong = ServerFrame::Pong { pushes: session.window.sent, time_ms: self.now.unix_ms };
+        self.send(id, pong);
+    }
+
+    /// The gateway has looked at a new token.
+    pub(crate) fn session_refreshed(
+        &mut self,
+        id: SessionId,
+        request: RequestId,
+        identity: Result<Identity, ErrorCode>,
+    ) {
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        if matches!(session.phase, Phase::SigningIn { .. }) {
+            return self.close_with(id, Failure::new(ErrorCode::Unexpected));
+        }
+        if let Err(code) = session.take_request(request) {
+            return self.close_with(id, Failure::new(code));
+        }
+        let same = |new: &Identity| {
+            new.issuer == session.identity.issuer && new.subject == session.identity.subject
+        };
+        let identity = match identity {
+            Ok(identity) if same(&identity) => identity,
+            Ok(_) => {
+                let failure = Failure::new(ErrorCode::InvalidToken);
+                return self.refuse_request(id, request, failure);
+            }
+            Err(code) => return self.refuse_request(id, request, Failure::new(code)),
+        };
+        let expires_at_s = identity.expires_at_s;
+        let revoked_before_s = self
+            .users
+            .get(&session.uid)
+            .and_then(|user| user.rows.as_ref()?.user.as_ref())
+            .map_or(0, |row| row.revoked_before_s);
+        if identity.issued_at_s < revoked_before_s {
+            return self.refuse_request(id, request, Failure::new(ErrorCode::RevokedToken));
+        }
+        session.identity = identity;
+        self.set_expiry(id, expires_at_s);
+        self.send(id, ServerFrame::Done { request });
+    }
+
+    pub(crate) fn set_expiry(&mut self, id: SessionId, expires_at_s: u64) {
+        let left_ms = expires_at_s.saturating_mul(1_000).saturating_sub(self.now.unix_ms);
+        let at_ms = self.now.mono_ms.saturating_add(left_ms);
+        self.timers.set(at_ms, Timer::Expiry(id));
+    }
+
+    pub(crate) fn check_expiry(&mut self, id: SessionId) {
+        let Some(session) = self.sessions.get(&id) else { return };
+        let expires_at_s = session.identity.expires_at_s;
+        if self.now.unix_ms >= expires_at_s.saturating_mul(1_000) {
+            self.close_with(id, Failure::new(ErrorCode::ExpiredToken));
+        } else {
+            self.set_expiry(id, expires_at_s);
+        }
+    }
+
+    /// How long a session may be silent.
+    pub(crate) fn silence_ms_max(&self) -> u64 {
+        u64::from(self.config.limits.heartbeat_ms) * 5 / 2
+    }
+
+    pub(crate) fn check_heartbeat(&mut self, id: SessionId) {
+        let Some(session) = self.sessions.get(&id) else { return };
+        let due_ms = session.heard_ms + self.silence_ms_max();
+        if due_ms <= self.now.mono_ms {
+            self.close_with(id, Failure::new(ErrorCode::Timeout));
+        } else {
+            self.timers.set(due_ms, Timer::Heartbeat(id));
+        }
+    }
+
+    /// The connection is gone, or is about to be closed.
+    pub(crate) fn remove_session(&mut self, id: SessionId) {
+        if let Some(uid) = self.forget_session(id) {
+            self.drop_idle_user(uid);
+        }
+        if let Some(uid) = self.attaching.remove(&id)
+            && let Some(user) = self.users.get_mut(&uid)
+        {
+            user.waiting.retain(|(waiting, _)| *waiting != id);
+        }
+    }
+
+    pub(crate) fn forget_session(&mut self, id: SessionId) -> Option<Uid> {
+        let session = self.sessions.remove(&id)?;
+        self.counters.sessions = self.sessions.len() as u64;
+        if let Some(user) = self.users.get_mut(&session.uid) {
+            user.sessions.retain(|live| *live != id);
+        }
+        Some(session.uid)
+    }
+
+    /// Ends sessions for a reason that their clients are told.
+    pub(crate) fn end_sessions(&mut self, ids: Vec<SessionId>, code: CloseCode) {
+        for id in ids {
+            self.effect(Effect::Close { session: id, code });
+            self.remove_session(id);
+        }
+    }
+
+    /// The node is about to stop.
+    pub(crate) fn drain(&mut self) {
+        self.draining = true;
+        let mut ids: Vec<_> = self.sessions.keys().copied().collect();
+        ids.sort_unstable();
+        for id in ids {
+            let drain = ServerFrame::Drain { after_ms: 0, spread_ms: DRAIN_SPREAD_MS };
+            self.send(id, drain);
+        }
+        let mut users: Vec<_> = self.users.keys().copied().collect();
+        users.sort_unstable();
+        for uid in users {
+            self.write_markers(uid);
+        }
+    }
+}
+
+/// A text goes as it is; a message whose fields the client needs goes with all of them.
+fn push_frame(session: &Session, message: &Stored) -> ServerFrame {
+    let Stored { cid, uid, row, .. } = message;
+    let own_device = *uid == session.uid && row.device == session.device;
+    if row.kind == chatring_wire::frame::MessageKind::TEXT && !own_device {
+        ServerFrame::Text {
+            cid: *cid,
+            seq: row.seq,
+            sender: row.sender,
+            time_ms: row.time_ms,
+            body: row.body.clone(),
+        }
+    } else {
+        ServerFrame::Entry { cid: *cid, row: row.clone() }
+    }
+}
