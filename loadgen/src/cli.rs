@@ -1,0 +1,206 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use chatring_wire::limits::BODY_BYTES_MAX;
+use clap::{ArgGroup, Args, Parser, Subcommand};
+
+use crate::limits::{DURATION_S_MAX, RATE_PER_S_MAX, THREADS_MAX, USERS_MAX, WINDOW_MAX};
+use crate::stamp::Stamp;
+
+/// Load on a Chatring node, measured honestly, with books of its own.
+///
+/// Exits 0 if all is well, 1 if the node failed (loss, duplicate, disorder, something missing),
+/// 2 if it cannot start.
+#[derive(Debug, Parser)]
+#[command(name = "chatring-loadgen", version)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Pairs of users talk: user u with user u xor 1, one session each
+    Direct(Direct),
+    /// Signs in again without local state and compares what is stored with ledgers
+    Verify(Verify),
+    /// Sessions that only heartbeat
+    Idle(Idle),
+}
+
+/// The options of `direct`.
+#[derive(Clone, Debug, Args)]
+#[command(group = ArgGroup::new("load").required(true).args(["rate", "window"]))]
+pub struct Direct {
+    /// Ready file of the node; read again when a connection breaks
+    #[arg(long, value_name = "READY.json")]
+    pub node: PathBuf,
+    /// Users, an even number; they are the same from run to run
+    #[arg(long, value_name = "N", value_parser = even_users)]
+    pub users: u32,
+    /// Messages a second of all users together (open loop, latency from the intended send time)
+    #[arg(long, value_name = "PER_S",
+          value_parser = clap::value_parser!(u32).range(1..=i64::from(RATE_PER_S_MAX)))]
+    pub rate: Option<u32>,
+    /// Messages in flight per user (closed loop)
+    #[arg(long, value_name = "W",
+          value_parser = clap::value_parser!(u32).range(1..=i64::from(WINDOW_MAX)))]
+    pub window: Option<u32>,
+    /// Time that is measured, such as 10s, 500ms or 2m
+    #[arg(long, value_parser = positive_duration)]
+    pub duration: Duration,
+    /// Time of the same load before it
+    #[arg(long, default_value = "2s", value_parser = duration)]
+    pub warmup: Duration,
+    /// Length of a body; at least 16, because it carries its sender, number and checksum
+    #[arg(long, value_name = "BYTES", default_value_t = 20, value_parser = body)]
+    pub body: usize,
+    /// Seed of the plan: who sends when
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub seed: u64,
+    /// Threads that carry the sessions
+    #[arg(long, value_name = "N", default_value_t = 1,
+          value_parser = clap::value_parser!(u32).range(1..=i64::from(THREADS_MAX)))]
+    pub threads: u32,
+    /// Writes the result here
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Writes a line per acked message here, as the ack arrives
+    #[arg(long, value_name = "FILE")]
+    pub ledger: Option<PathBuf>,
+}
+
+/// The options of `verify`.
+#[derive(Clone, Debug, Args)]
+pub struct Verify {
+    /// Ready file of the node
+    #[arg(long, value_name = "READY.json")]
+    pub node: PathBuf,
+    /// Ledgers that `direct` wrote
+    #[arg(long, value_name = "FILE", num_args = 1.., required = true)]
+    pub ledger: Vec<PathBuf>,
+}
+
+/// The options of `idle`.
+#[derive(Clone, Debug, Args)]
+pub struct Idle {
+    /// Ready file of the node; read again when a connection breaks
+    #[arg(long, value_name = "READY.json")]
+    pub node: PathBuf,
+    /// Sessions
+    #[arg(long, value_name = "N",
+          value_parser = clap::value_parser!(u32).range(1..=i64::from(USERS_MAX)))]
+    pub users: u32,
+    /// How long they stay, counted from the last connection
+    #[arg(long, value_parser = positive_duration)]
+    pub hold: Duration,
+    /// Threads that carry the sessions
+    #[arg(long, value_name = "N", default_value_t = 1,
+          value_parser = clap::value_parser!(u32).range(1..=i64::from(THREADS_MAX)))]
+    pub threads: u32,
+}
+
+fn even_users(text: &str) -> Result<u32, String> {
+    match text.parse() {
+        Ok(users) if users % 2 == 0 && (2..=USERS_MAX).contains(&users) => Ok(users),
+        _ => Err(format!("an even number from 2 to {USERS_MAX}: users talk in pairs")),
+    }
+}
+
+fn body(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(bytes) if (Stamp::BYTES..=BODY_BYTES_MAX).contains(&bytes) => Ok(bytes),
+        _ => Err(format!(
+            "from {} (sender, number and checksum take as much) to {BODY_BYTES_MAX}",
+            Stamp::BYTES
+        )),
+    }
+}
+
+fn positive_duration(text: &str) -> Result<Duration, String> {
+    duration(text).and_then(|duration| match duration.is_zero() {
+        true => Err("more than nothing".to_owned()),
+        false => Ok(duration),
+    })
+}
+
+/// A number with a unit: `ms`, `s`, `m` or `h`; a bare number counts seconds.
+fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let unit_ms: u64 = match unit {
+        "ms" => 1,
+        "s" | "" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err("a number with one of the units ms, s, m, h, such as 10s".to_owned()),
+    };
+    let ms = number.parse::<u64>().ok().and_then(|number| number.checked_mul(unit_ms));
+    ms.filter(|ms| *ms <= DURATION_S_MAX * 1_000)
+        .map(Duration::from_millis)
+        .ok_or_else(|| format!("a number with a unit, at most {} h", DURATION_S_MAX / 3_600))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(std::iter::once("chatring-loadgen").chain(line.split(' ')))
+    }
+
+    #[test]
+    fn the_lines_that_scripts_use_are_taken() {
+        for line in [
+            "direct --node r --users 500 --rate 5000 --duration 10s",
+            "direct --node r --users 2 --window 1 --duration 500ms --warmup 0s --body 16 --seed 9",
+            "direct --node r --users 4 --rate 1 --duration 2m --json j --ledger l --threads 2",
+            "verify --node r --ledger a",
+            "verify --node r --ledger a b --ledger c",
+            "idle --node r --users 1001 --hold 30s",
+        ] {
+            parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));
+        }
+        let cli = parse("verify --node r --ledger a b --ledger c").unwrap();
+        assert!(matches!(cli.command, Command::Verify(Verify { ledger, .. }) if ledger.len() == 3));
+        let cli = parse("direct --node r --users 2 --rate 7 --duration 10").unwrap();
+        let Command::Direct(direct) = cli.command else { panic!("another command") };
+        assert_eq!((direct.duration, direct.warmup), (secs(10), secs(2)));
+        assert_eq!((direct.body, direct.seed, direct.window), (20, 1, None));
+    }
+
+    #[test]
+    fn lines_that_make_no_sense_are_refused() {
+        let direct = "direct --node r --users 2 --duration 1s";
+        for line in [
+            direct.to_owned(),
+            format!("{direct} --rate 1 --window 1"),
+            format!("{direct} --rate 0"),
+            format!("{direct} --window 257"),
+            format!("{direct} --rate 1 --body 15"),
+            format!("{direct} --rate 1 --body 65537"),
+            format!("{direct} --rate 1 --threads 0"),
+            format!("{direct} --rate 1 --warmup 1y"),
+            format!("{direct} --rate 1 --warmup 25h"),
+            "direct --node r --users 3 --rate 1 --duration 1s".to_owned(),
+            "direct --node r --users 0 --rate 1 --duration 1s".to_owned(),
+            "direct --node r --users 2 --rate 1 --duration 0s".to_owned(),
+            "direct --users 2 --rate 1 --duration 1s".to_owned(),
+            "verify --node r".to_owned(),
+            "idle --node r --users 0 --hold 1s".to_owned(),
+        ] {
+            let error = parse(&line).expect_err(&line);
+            assert_eq!(error.exit_code(), 2, "{line}");
+        }
+        let error = parse(&format!("{direct} --rate 1 --body 15")).unwrap_err().to_string();
+        assert!(error.contains("from 16 (sender, number and checksum"), "{error}");
+    }
+
+    fn secs(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+}

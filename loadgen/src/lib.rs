@@ -1,0 +1,15 @@
+//! Chatring's load generator: open- and closed-loop load on the real client, and its own books.
+
+#![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod book;
+pub mod cli;
+pub mod latency;
+pub mod ledger;
+pub mod limits;
+pub mod machine;
+pub mod plan;
+pub mod ready;
+pub mod report;
+pub mod stamp;

@@ -1,0 +1,34 @@
+//! Every bound of the load generator, with its unit last in the name.
+
+use std::time::Duration;
+
+/// Most users of one run: a stamp holds 18 bits of sender.
+pub const USERS_MAX: u32 = 1 << 18;
+/// Most messages of one user in one run: a stamp holds 30 bits of number.
+pub const MESSAGES_PER_USER_MAX: u32 = 1 << 30;
+/// Most messages a second of a run; above it the plan's nanoseconds would round too much.
+pub const RATE_PER_S_MAX: u32 = 10_000_000;
+/// Most messages in flight per user.
+pub const WINDOW_MAX: u32 = 256;
+/// Longest run, and longest warm-up.
+pub const DURATION_S_MAX: u64 = 24 * 3600;
+/// Most threads that carry sessions.
+pub const THREADS_MAX: u32 = 16;
+/// Sessions of one thread that may be connecting at once while a run starts.
+pub const CONNECTS_IN_FLIGHT_MAX: usize = 200;
+/// How long a run waits at its end while nothing that is outstanding arrives.
+pub const STALLED_S_MAX: u64 = 60;
+/// How long one step of a run's start (all connected, all channels open) may make no progress.
+pub const START_STALLED: Duration = Duration::from_secs(60);
+/// How long minted tokens live: longer than the longest run.
+pub const TOKEN_TTL_S: u64 = 3 * 24 * 3600;
+/// Largest ready file that is read.
+pub const READY_FILE_BYTES_MAX: u64 = 64 * 1024;
+/// Longest line of a ledger: a body of 64 KiB and its other fields.
+pub const LEDGER_LINE_BYTES_MAX: usize = 66 * 1024;
+/// Most lines of all ledgers of one `verify`; they are held in memory.
+pub const LEDGER_LINES_MAX: usize = 20_000_000;
+/// Messages asked for with one range read.
+pub const RANGE_ROWS: u32 = 256;
+/// Most differences that are printed one by one.
+pub const FINDINGS_PRINTED_MAX: usize = 20;

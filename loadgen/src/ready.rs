@@ -1,0 +1,87 @@
+//! The node's ready file: where it listens, and the key that makes the users' tokens.
+
+use std::path::{Path, PathBuf};
+
+use chatring_client::token::{TokenKey, TokenKeyError};
+use serde::Deserialize;
+use thiserror::Error;
+
+use crate::limits::READY_FILE_BYTES_MAX;
+
+/// What a ready file says, of which other keys are skipped.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Ready {
+    /// Where clients connect: `ws://HOST:PORT/…`.
+    pub ws: String,
+    /// The Ed25519 key file of the deployment's own tokens.
+    pub token_key_file: PathBuf,
+}
+
+/// Why a ready file is of no use (yet: a node that starts removes it and writes it anew).
+#[derive(Debug, Error)]
+pub enum ReadyError {
+    /// It cannot be read.
+    #[error("{path}: {error}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// It is not what a node writes.
+    #[error("{path} is no ready file: {reason}")]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The key that it names is of no use.
+    #[error("{path}: {error}")]
+    Key {
+        /// The key's file.
+        path: PathBuf,
+        /// Why.
+        error: TokenKeyError,
+    },
+}
+
+impl Ready {
+    /// Reads the file as it is now.
+    pub fn read(path: &Path) -> Result<Ready, ReadyError> {
+        let io = |error| ReadyError::Io { path: path.to_owned(), error };
+        let format = |reason| ReadyError::Format { path: path.to_owned(), reason };
+        if std::fs::metadata(path).map_err(io)?.len() > READY_FILE_BYTES_MAX {
+            return Err(format("it is too long".to_owned()));
+        }
+        let text = std::fs::read(path).map_err(io)?;
+        serde_json::from_slice(&text).map_err(|error| format(error.to_string()))
+    }
+
+    /// Reads the key that the file names.
+    pub fn token_key(&self) -> Result<TokenKey, ReadyError> {
+        let path = self.token_key_file.clone();
+        TokenKey::read(&path).map_err(|error| ReadyError::Key { path, error })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_file_may_say_more_but_not_less() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ready.json");
+        assert!(matches!(Ready::read(&path), Err(ReadyError::Io { .. })));
+        std::fs::write(&path, r#"{"ws":"ws://127.0.0.1:1/v1","token_key_file":"/k","pid":1}"#)
+            .unwrap();
+        let ready = Ready::read(&path).unwrap();
+        assert_eq!(ready.ws, "ws://127.0.0.1:1/v1");
+        assert!(matches!(ready.token_key(), Err(ReadyError::Key { .. })));
+        for text in ["", r#"{"ws":"ws://127.0.0.1:1/v1"}"#, "[]"] {
+            std::fs::write(&path, text).unwrap();
+            assert!(matches!(Ready::read(&path), Err(ReadyError::Format { .. })), "{text}");
+        }
+    }
+}
