@@ -9,5 +9,6 @@ pub mod config;
 pub mod limits;
 pub mod log;
 pub mod metrics;
+pub mod rt;
 pub mod server;
 pub mod store;

@@ -1,0 +1,288 @@
+//! The runtime of the shards: one thread per shard, its connections, its inbox, its clock tick.
+//!
+//! This is the only module that names glommio and the only one that uses `unsafe`. What it offers
+//! is completion-shaped (bytes arrived on this connection; queue these; it is closed), so that a
+//! driver on a private ring can take the place of the streams without a change above.
+//!
+//! ```text
+//!  sockets ─▶ received ┐
+//!  inbox   ─▶ inbox    ├─▶ Handler ─▶ Io (queue bytes, pause, close, release, adopt)
+//!  20 ms   ─▶ tick     ┘       │
+//!                          turn_end, once everything that was ready has been handled,
+//!                          then each connection with queued bytes is written once
+//! ```
+//!
+//! A panic is caught at the border: that of a connection closes that connection, and it is counted.
+//! A shard that stands still is woken by a watchdog; one that stays still, or whose thread ends,
+//! aborts the process, because its users are served by nobody else.
+
+mod clock;
+mod io;
+mod listener;
+mod probe;
+mod shard;
+mod stats;
+mod watchdog;
+
+use std::io::Error as IoError;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+use chatring_core::effect::{Now, ShardId};
+use thiserror::Error;
+
+pub use clock::now;
+pub use io::{Closed, ConnId, Io, Released};
+pub use stats::{ShardStats, StatValues};
+
+/// Batches that wait in one shard's inbox.
+pub const INBOX_BATCHES_MAX: usize = 8_192;
+/// Time between two ticks of a shard.
+pub const TICK_MS: u64 = 20;
+/// Most shards of a node.
+pub const SHARDS_MAX: u16 = 256;
+
+/// What runs on a shard. All of it is called on the shard's thread, one call at a time.
+pub trait Handler: 'static {
+    /// What comes in through the shard's inbox.
+    type Message: Send + 'static;
+
+    /// A connection was accepted.
+    fn opened(&mut self, io: &mut Io, conn: ConnId, peer: SocketAddr);
+
+    /// Bytes arrived. Empty if the last call answered [`Flow::Again`].
+    fn received(&mut self, io: &mut Io, conn: ConnId, bytes: &[u8]) -> Flow;
+
+    /// A connection whose peer was slow has been written out.
+    fn drained(&mut self, io: &mut Io, conn: ConnId);
+
+    /// A connection is gone, for whatever reason. Called once for each that was opened or adopted
+    /// and not released.
+    fn closed(&mut self, io: &mut Io, conn: ConnId, why: Closed);
+
+    /// A batch from another thread.
+    fn inbox(&mut self, io: &mut Io, batch: Vec<Self::Message>);
+
+    /// Every [`TICK_MS`].
+    fn tick(&mut self, io: &mut Io, now: Now);
+
+    /// Everything that was ready has been handled; queued bytes are written after this.
+    fn turn_end(&mut self, io: &mut Io);
+}
+
+/// Whether a connection's handler has something left to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flow {
+    /// Call again when bytes arrive.
+    Wait,
+    /// Call again, without new bytes, once the others have had their turn.
+    Again,
+}
+
+/// The way into a shard's inbox, from any thread.
+#[derive(Debug)]
+pub struct Post<M>(flume::Sender<Vec<M>>);
+
+impl<M> Clone for Post<M> {
+    fn clone(&self) -> Post<M> {
+        Post(self.0.clone())
+    }
+}
+
+impl<M> Post<M> {
+    /// Posts a batch, or gives it back if the inbox is full (or its shard has ended).
+    pub fn try_post(&self, batch: Vec<M>) -> Result<(), Vec<M>> {
+        self.0.try_send(batch).map_err(flume::TrySendError::into_inner)
+    }
+
+    /// Posts a batch and waits for room. Never for a shard's own thread. What is posted to a shard
+    /// that has ended is lost, as its users are.
+    pub fn post(&self, batch: Vec<M>) {
+        let _ = self.0.send(batch);
+    }
+}
+
+/// What a handler is made from, on its shard's thread.
+#[derive(Debug)]
+pub struct Seat<M> {
+    /// Which shard it is.
+    pub shard: ShardId,
+    /// The inboxes of all shards, by number.
+    pub posts: Arc<[Post<M>]>,
+    /// The shard's own counts.
+    pub stats: Arc<ShardStats>,
+}
+
+/// Where and how to run.
+#[derive(Clone, Debug)]
+pub struct RtConfig {
+    /// Where to listen; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Connections that the kernel holds until they are accepted.
+    pub backlog: i32,
+    /// How many shards, at least 1.
+    pub shards: u16,
+}
+
+/// Why the runtime cannot start. The operator's to put right.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// A count that is out of range.
+    #[error("shards must be 1 to {SHARDS_MAX}, not {0}")]
+    Shards(u16),
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// Which address.
+        address: SocketAddr,
+        /// Why.
+        source: IoError,
+    },
+    /// The kernel does not let this process use io_uring.
+    #[error(
+        "io_uring cannot be used ({0}); it needs Linux 5.8 or newer, the sysctl \
+             kernel.io_uring_disabled = 0, and a container profile that allows io_uring_setup"
+    )]
+    IoUring(IoError),
+    /// Too little memory may be locked.
+    #[error(
+        "the limit of locked memory is {actual} bytes, at least {needed} are needed \
+             (ulimit -l, LimitMEMLOCK)"
+    )]
+    LockedMemory {
+        /// What it is.
+        actual: u64,
+        /// What is needed.
+        needed: u64,
+    },
+    /// A thread cannot be started.
+    #[error("cannot start a thread: {0}")]
+    Thread(IoError),
+    /// A shard ended before it ran.
+    #[error("shard {shard} cannot start: {reason}")]
+    Shard {
+        /// Which one.
+        shard: u16,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Shards that run. Dropping it stops them.
+#[derive(Debug)]
+pub struct Runtime<M> {
+    local_addr: SocketAddr,
+    posts: Arc<[Post<M>]>,
+    stats: Vec<Arc<ShardStats>>,
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl<M: Send + 'static> Runtime<M> {
+    /// Starts the shards; returns once each of them runs. `make` is called on each shard's thread.
+    /// No shard accepts before its handler says so with [`Io::accept`].
+    pub fn start<H, F>(config: &RtConfig, make: F) -> Result<Runtime<M>, StartError>
+    where
+        H: Handler<Message = M>,
+        F: Fn(Seat<M>) -> H + Clone + Send + 'static,
+    {
+        if !(1..=SHARDS_MAX).contains(&config.shards) {
+            return Err(StartError::Shards(config.shards));
+        }
+        probe::io_uring()?;
+        let (listeners, local_addr) = listener::bind(config)?;
+        let (posts, inboxes): (Vec<_>, Vec<_>) = (0..config.shards)
+            .map(|_| flume::bounded(INBOX_BATCHES_MAX))
+            .map(|(tx, rx)| (Post(tx), rx))
+            .unzip();
+        let stats = (0..config.shards).map(|_| Arc::default()).collect::<Vec<_>>();
+        let mut runtime = Runtime {
+            local_addr,
+            posts: posts.into(),
+            stats,
+            stop: Arc::default(),
+            threads: Vec::new(),
+        };
+        let placements = probe::placements(config.shards);
+        let (ready_tx, ready) = flume::bounded(usize::from(config.shards));
+        for (index, (listener, inbox)) in listeners.into_iter().zip(inboxes).enumerate() {
+            let seat = Seat {
+                shard: ShardId(index as u16),
+                posts: runtime.posts.clone(),
+                stats: runtime.stats[index].clone(),
+            };
+            let make = make.clone();
+            let start = shard::Start {
+                seat,
+                listener,
+                inbox,
+                placement: placements[index].clone(),
+                stop: runtime.stop.clone(),
+                ready: ready_tx.clone(),
+            };
+            let thread = std::thread::Builder::new()
+                .name(format!("shard-{index}"))
+                .spawn(move || shard::run(start, make))
+                .map_err(StartError::Thread)?;
+            runtime.threads.push(thread);
+        }
+        drop(ready_tx);
+        for _ in 0..config.shards {
+            ready.recv().expect("each shard reports before it drops its sender")?;
+        }
+        runtime.watch()?;
+        Ok(runtime)
+    }
+
+    /// Where it listens.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// The inboxes of all shards, by number.
+    pub fn posts(&self) -> &[Post<M>] {
+        &self.posts
+    }
+
+    /// The counts of all shards, by number.
+    pub fn stats(&self) -> &[Arc<ShardStats>] {
+        &self.stats
+    }
+
+    /// Ends all shards; their connections are closed as they are.
+    pub fn stop(self) {}
+
+    fn watch(&mut self) -> Result<(), StartError> {
+        let posts = self.posts.clone();
+        let stats = self.stats.clone();
+        let stop = self.stop.clone();
+        let pulse = move |shard: usize| {
+            // A full inbox is as good a wake-up as one more batch in it.
+            let _ = posts[shard].try_post(Vec::new());
+        };
+        let thread = std::thread::Builder::new()
+            .name("watchdog".into())
+            .spawn(move || watchdog::watch(&stats, &stop, pulse))
+            .map_err(StartError::Thread)?;
+        self.threads.push(thread);
+        Ok(())
+    }
+}
+
+impl<M> Drop for Runtime<M> {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for post in self.posts.iter() {
+            let _ = post.try_post(Vec::new());
+        }
+        for thread in self.threads.drain(..) {
+            // A shard's panic has aborted the process already.
+            let _ = thread.join();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,331 @@
+//! One shard's thread: an executor with its tasks.
+
+use std::cell::RefCell;
+use std::future::{Future, poll_fn};
+use std::net::TcpListener as StdListener;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use glommio::net::{TcpListener, TcpStream};
+use glommio::{LocalExecutorBuilder, Placement};
+
+use super::io::{Accepting, Closed, ConnId, Io, Ready};
+use super::stats::{ShardStats, count};
+use super::{Flow, Handler, Seat, StartError, TICK_MS};
+
+/// Memory for direct file access, which shards do not use: glommio's least.
+const IO_MEMORY_BYTES: usize = 64 << 10;
+/// Entries of a ring.
+const RING_DEPTH: usize = 512;
+/// Bytes that one read takes at most.
+const SCRATCH_BYTES: usize = 64 << 10;
+/// Pause that lets the reactor look at the other sockets: glommio polls them only when a task
+/// sleeps for real, not when it yields.
+const BREATH: Duration = Duration::from_micros(20);
+/// Pause after an accept that failed: descriptors may be free again by then.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Accepts in a row before the others get their turn.
+const ACCEPTS_MAX: u32 = 64;
+/// Batches taken from the inbox in a row before the others get their turn.
+const BATCHES_MAX: u32 = 64;
+
+/// What a shard's thread is given.
+pub struct Start<M> {
+    pub seat: Seat<M>,
+    pub listener: StdListener,
+    pub inbox: flume::Receiver<Vec<M>>,
+    pub placement: Placement,
+    pub stop: Arc<AtomicBool>,
+    pub ready: flume::Sender<Result<(), StartError>>,
+}
+
+struct Core<H> {
+    handler: H,
+    io: Io,
+    scratch: Vec<u8>,
+}
+
+struct Shard<H> {
+    core: RefCell<Core<H>>,
+    stats: Arc<ShardStats>,
+}
+
+/// The body of a shard's thread.
+pub fn run<H: Handler>(start: Start<H::Message>, make: impl FnOnce(Seat<H::Message>) -> H) {
+    let executor = LocalExecutorBuilder::new(start.placement.clone())
+        .name(&format!("shard-{}", start.seat.shard.0))
+        .io_memory(IO_MEMORY_BYTES)
+        .ring_depth(RING_DEPTH)
+        .make();
+    let executor = match executor {
+        Ok(executor) => executor,
+        Err(error) => {
+            let shard = start.seat.shard.0;
+            let error = StartError::Shard { shard, reason: error.to_string() };
+            let _ = start.ready.send(Err(error));
+            return;
+        }
+    };
+    let guard = AbortOnPanic(start.seat.shard.0);
+    executor.run(serve(start, make));
+    std::mem::forget(guard);
+}
+
+/// A shard's users are served by nobody else: without its thread the process is of no use.
+struct AbortOnPanic(u16);
+
+impl Drop for AbortOnPanic {
+    fn drop(&mut self) {
+        tracing::error!(shard = self.0, "the shard's thread has ended: aborting");
+        std::process::abort();
+    }
+}
+
+async fn serve<H: Handler>(start: Start<H::Message>, make: impl FnOnce(Seat<H::Message>) -> H) {
+    let Start { seat, listener, inbox, stop, ready, .. } = start;
+    let stats = seat.stats.clone();
+    let handler = make(seat);
+    let shard = Rc::new_cyclic(|weak: &Weak<Shard<H>>| {
+        let weak = weak.clone();
+        let spawn = Box::new(move |id| {
+            if let Some(shard) = weak.upgrade() {
+                spawn(&shard, connection(shard.clone(), id), Some(id));
+            }
+        });
+        let io = Io::new(spawn, stats.clone());
+        let core = RefCell::new(Core { handler, io, scratch: vec![0; SCRATCH_BYTES] });
+        Shard { core, stats: stats.clone() }
+    });
+    let stopper = listener.try_clone().map(socket2::Socket::from);
+    spawn(&shard, flusher(shard.clone()), None);
+    spawn(&shard, bridge(shard.clone(), inbox), None);
+    spawn(&shard, acceptor(shard.clone(), listener), None);
+    let _ = ready.send(Ok(()));
+    let mut listening = true;
+    while !stop.load(Ordering::Relaxed) {
+        count(&stats.ticks, 1);
+        shard.call(None, |handler, io, _| {
+            io.expire();
+            handler.tick(io, io.now());
+        });
+        let accepting = shard.core.borrow().io.accepting();
+        if listening && accepting == Accepting::NoMore {
+            listening = false;
+            // Wakes the acceptor, whose accept would wait for ever.
+            if let Ok(listener) = &stopper {
+                let _ = listener.shutdown(std::net::Shutdown::Both);
+            }
+        }
+        glommio::timer::sleep(Duration::from_millis(TICK_MS)).await;
+    }
+    shard.core.borrow_mut().io.clear();
+}
+
+/// The only way to start a task: a panic in it is counted and ends that task alone.
+fn spawn<H: Handler>(
+    shard: &Rc<Shard<H>>,
+    task: impl Future<Output = ()> + 'static,
+    conn: Option<ConnId>,
+) {
+    let shard = shard.clone();
+    glommio::spawn_local(async move {
+        if (Caught { task: Box::pin(task) }).await.is_err() {
+            shard.panicked(conn);
+        }
+    })
+    .detach();
+}
+
+struct Caught<F> {
+    task: Pin<Box<F>>,
+}
+
+impl<F: Future<Output = ()>> Future for Caught<F> {
+    type Output = Result<(), ()>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let task = self.task.as_mut();
+        match catch_unwind(AssertUnwindSafe(|| task.poll(cx))) {
+            Ok(poll) => poll.map(Ok),
+            Err(_) => Poll::Ready(Err(())),
+        }
+    }
+}
+
+impl<H: Handler> Shard<H> {
+    /// Calls the handler; a panic closes `conn` and goes no further.
+    fn call(&self, conn: Option<ConnId>, call: impl FnOnce(&mut H, &mut Io, &[u8])) {
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            let core = &mut *self.core.borrow_mut();
+            core.io.refresh();
+            core.io.mark_turn();
+            call(&mut core.handler, &mut core.io, &core.scratch);
+        }));
+        if result.is_err() {
+            self.panicked(conn);
+        }
+    }
+
+    fn panicked(&self, conn: Option<ConnId>) {
+        count(&self.stats.panics, 1);
+        tracing::error!(?conn, "a panic was caught");
+        let Some(conn) = conn else { return };
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            let Core { handler, io, .. } = &mut *self.core.borrow_mut();
+            io.drop_conn(conn);
+            handler.closed(io, conn, Closed::Panicked);
+        }));
+        if result.is_err() {
+            count(&self.stats.panics, 1);
+        }
+    }
+}
+
+/// The life of a connection on this shard.
+async fn connection<H: Handler>(shard: Rc<Shard<H>>, id: ConnId) {
+    // glommio runs a new task at once, inside of the call that made it and that borrows the shard.
+    let mut first = true;
+    poll_fn(|cx| match std::mem::take(&mut first) {
+        true => {
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        }
+        false => Poll::Ready(()),
+    })
+    .await;
+    loop {
+        let ready = poll_fn(|cx| {
+            let Core { io, scratch, .. } = &mut *shard.core.borrow_mut();
+            io.poll_conn(cx, id, scratch)
+        })
+        .await;
+        let mut flow = Flow::Wait;
+        match ready {
+            Ready::Gone => return,
+            Ready::Dropped => {}
+            Ready::Closed(why) => {
+                return shard.call(None, |handler, io, _| handler.closed(io, id, why));
+            }
+            Ready::Drained => shard.call(Some(id), |handler, io, _| handler.drained(io, id)),
+            Ready::Rest => {
+                shard.call(Some(id), |handler, io, _| flow = handler.received(io, id, &[]));
+            }
+            Ready::Bytes(read) => shard.call(Some(id), |handler, io, scratch| {
+                flow = handler.received(io, id, &scratch[..read]);
+            }),
+        }
+        if flow == Flow::Again {
+            shard.core.borrow_mut().io.again(id);
+        }
+        if flow == Flow::Again || matches!(ready, Ready::Dropped | Ready::Bytes(SCRATCH_BYTES)) {
+            glommio::timer::sleep(BREATH).await;
+        }
+    }
+}
+
+/// Ends each turn. It is woken by the first thing that happens in a turn, and so runs after the
+/// tasks that were ready with it.
+async fn flusher<H: Handler>(shard: Rc<Shard<H>>) {
+    loop {
+        poll_fn(|cx| shard.core.borrow_mut().io.poll_turn(cx)).await;
+        count(&shard.stats.turns, 1);
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            let Core { handler, io, .. } = &mut *shard.core.borrow_mut();
+            io.refresh();
+            handler.turn_end(io);
+        }));
+        if result.is_err() {
+            shard.panicked(None);
+        }
+        let again = {
+            let io = &mut shard.core.borrow_mut().io;
+            io.flush();
+            io.turn_over()
+        };
+        if again {
+            glommio::timer::sleep(BREATH).await;
+        }
+    }
+}
+
+/// Takes in what other threads post.
+async fn bridge<H: Handler>(shard: Rc<Shard<H>>, inbox: flume::Receiver<Vec<H::Message>>) {
+    while let Ok(first) = inbox.recv_async().await {
+        let mut next = Some(first);
+        let mut taken = 0;
+        while let Some(batch) = next {
+            if !batch.is_empty() {
+                shard.call(None, |handler, io, _| handler.inbox(io, batch));
+            }
+            taken += 1;
+            next = match taken < BATCHES_MAX {
+                true => inbox.try_recv().ok(),
+                false => None,
+            };
+        }
+        if taken == BATCHES_MAX {
+            glommio::timer::sleep(BREATH).await;
+        }
+    }
+}
+
+/// Accepts until it is told to stop.
+async fn acceptor<H: Handler>(shard: Rc<Shard<H>>, listener: StdListener) {
+    // SAFETY: the descriptor is owned and passes to the listener.
+    let listener = unsafe { TcpListener::from_raw_fd(listener.into_raw_fd()) };
+    let mut in_a_row = 0;
+    loop {
+        let accepting = shard.core.borrow().io.accepting();
+        match accepting {
+            Accepting::Yes => {}
+            Accepting::NoMore => return,
+            Accepting::NotYet => {
+                glommio::timer::sleep(Duration::from_millis(TICK_MS)).await;
+                continue;
+            }
+        }
+        let accepted = match listener.accept().await {
+            Ok(stream) => own(&stream),
+            Err(error) => Err(error.into()),
+        };
+        match accepted.and_then(|fd| {
+            let socket = socket2::Socket::from(fd);
+            socket.set_tcp_nodelay(true)?;
+            let peer = socket.peer_addr()?.as_socket().expect("a TCP socket's peer has an address");
+            Ok((OwnedFd::from(socket), peer))
+        }) {
+            Ok((fd, peer)) => {
+                count(&shard.stats.accepted, 1);
+                let mut conn = None;
+                shard.call(None, |handler, io, _| {
+                    let id = io.insert(fd, peer);
+                    conn = Some(id);
+                    handler.opened(io, id, peer);
+                });
+                in_a_row += 1;
+                if in_a_row == ACCEPTS_MAX {
+                    in_a_row = 0;
+                    glommio::timer::sleep(BREATH).await;
+                }
+            }
+            Err(error) => {
+                count(&shard.stats.accept_errors, 1);
+                tracing::warn!(%error, "a connection could not be accepted");
+                glommio::timer::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// A descriptor of our own (close-on-exec) for what glommio has accepted.
+fn own(stream: &TcpStream) -> Result<OwnedFd, std::io::Error> {
+    // SAFETY: the stream owns the descriptor and lives during the call.
+    let fd = unsafe { BorrowedFd::borrow_raw(stream.as_raw_fd()) };
+    fd.try_clone_to_owned()
+}

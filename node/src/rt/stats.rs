@@ -1,0 +1,53 @@
+//! What a shard's runtime counts: one writer each, read by anybody.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+macro_rules! stats {
+    ($($name:ident: $help:literal;)*) => {
+        /// Counts of one shard since its start.
+        #[derive(Debug, Default)]
+        pub struct ShardStats { $(#[doc = $help] pub(super) $name: AtomicU64,)* }
+
+        /// The counts at one moment.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct StatValues { $(#[doc = $help] pub $name: u64,)* }
+
+        impl ShardStats {
+            /// Reads all of them.
+            pub fn values(&self) -> StatValues {
+                StatValues { $($name: self.$name.load(Ordering::Relaxed),)* }
+            }
+        }
+
+        impl StatValues {
+            /// Name, help text and value of each, in the order of declaration.
+            pub fn each(&self) -> Vec<(&'static str, &'static str, u64)> {
+                vec![$((stringify!($name), $help, self.$name)),*]
+            }
+
+            /// Adds another shard's.
+            pub fn add(&mut self, other: &StatValues) {
+                $(self.$name += other.$name;)*
+            }
+        }
+    };
+}
+
+stats! {
+    ticks: "ticks of the shard's clock";
+    turns: "turns of the shard's loop";
+    accepted: "connections accepted";
+    accept_errors: "accepts that failed";
+    adopted: "connections taken over from another shard";
+    bytes_in: "bytes read from sockets";
+    bytes_out: "bytes written to sockets";
+    reads: "reads that gave bytes";
+    writes: "writes that took bytes";
+    panics: "panics caught";
+    pulses: "times the watchdog woke the shard";
+}
+
+/// Adds to a count that only this thread writes.
+pub(super) fn count(counter: &AtomicU64, add: u64) {
+    counter.store(counter.load(Ordering::Relaxed).wrapping_add(add), Ordering::Relaxed);
+}

@@ -1,0 +1,235 @@
+//! Behaviours of the runtime over real sockets, with a handler that echoes.
+
+#![allow(clippy::unwrap_used)]
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use chatring_core::effect::Now;
+
+use super::*;
+
+const SHARDS: u16 = 2;
+/// Unsent bytes above which the echo stops reading.
+const UNSENT_HIGH: usize = 64 * 1024;
+/// Bytes that the echo handles in one call.
+const BUDGET: usize = 4 * 1024;
+
+enum Moved {
+    Conn(Released, Vec<u8>),
+}
+
+/// Echoes bytes, preceded by nothing. `!` panics, `>` moves the connection with the bytes behind it
+/// to the other shard, `?` answers the number of the shard, `.` ends the connection.
+struct Echo {
+    shard: ShardId,
+    posts: Arc<[Post<Moved>]>,
+    rest: std::collections::HashMap<ConnId, Vec<u8>>,
+}
+
+impl Echo {
+    fn start() -> Runtime<Moved> {
+        let listen = SocketAddr::from(([127, 0, 0, 1], 0));
+        let config = RtConfig { listen, backlog: 1024, shards: SHARDS };
+        let make = |seat: Seat<Moved>| Echo {
+            shard: seat.shard,
+            posts: seat.posts,
+            rest: Default::default(),
+        };
+        Runtime::start(&config, make).unwrap()
+    }
+
+    fn eat(&mut self, io: &mut Io, conn: ConnId, mut bytes: Vec<u8>) -> Flow {
+        let rest = bytes.split_off(bytes.len().min(BUDGET));
+        for at in 0..bytes.len() {
+            match bytes[at] {
+                b'!' => panic!("asked for"),
+                b'?' => io.send(conn, &[b'0' + self.shard.0 as u8]),
+                b'.' => io.finish(conn),
+                b'>' => {
+                    let mut unread = bytes.split_off(at + 1);
+                    unread.extend(rest);
+                    let to = usize::from(1 - self.shard.0);
+                    let moved = Moved::Conn(io.release(conn).unwrap(), unread);
+                    assert!(self.posts[to].try_post(vec![moved]).is_ok());
+                    return Flow::Wait;
+                }
+                byte => io.send(conn, &[byte]),
+            }
+        }
+        if io.unsent(conn) > UNSENT_HIGH {
+            io.pause(conn);
+        }
+        if rest.is_empty() {
+            return Flow::Wait;
+        }
+        self.rest.insert(conn, rest);
+        Flow::Again
+    }
+}
+
+impl Handler for Echo {
+    type Message = Moved;
+
+    fn opened(&mut self, _: &mut Io, _: ConnId, _: SocketAddr) {}
+
+    fn received(&mut self, io: &mut Io, conn: ConnId, bytes: &[u8]) -> Flow {
+        let mut all = self.rest.remove(&conn).unwrap_or_default();
+        all.extend_from_slice(bytes);
+        self.eat(io, conn, all)
+    }
+
+    fn drained(&mut self, io: &mut Io, conn: ConnId) {
+        io.resume(conn);
+    }
+
+    fn closed(&mut self, _: &mut Io, conn: ConnId, _: Closed) {
+        self.rest.remove(&conn);
+    }
+
+    fn inbox(&mut self, io: &mut Io, batch: Vec<Moved>) {
+        for Moved::Conn(released, unread) in batch {
+            let conn = io.adopt(released);
+            assert_eq!(self.eat(io, conn, unread), Flow::Wait);
+        }
+    }
+
+    fn tick(&mut self, io: &mut Io, _: Now) {
+        io.accept();
+    }
+
+    fn turn_end(&mut self, _: &mut Io) {}
+}
+
+/// The client side of a connection, which fails instead of hanging.
+fn connect(runtime: &Runtime<Moved>) -> TcpStream {
+    let stream = TcpStream::connect(runtime.local_addr()).unwrap();
+    stream.set_nodelay(true).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    stream.set_write_timeout(Some(Duration::from_secs(5))).unwrap();
+    stream
+}
+
+fn ask(stream: &mut TcpStream, say: &[u8], answer: &mut [u8]) {
+    stream.write_all(say).unwrap();
+    stream.read_exact(answer).unwrap();
+}
+
+fn total(runtime: &Runtime<Moved>) -> StatValues {
+    let mut sum = StatValues::default();
+    runtime.stats().iter().for_each(|s| sum.add(&s.values()));
+    sum
+}
+
+#[test]
+fn both_shards_accept_and_answer() {
+    let runtime = Echo::start();
+    let mut seen = [0; 2];
+    for _ in 0..64 {
+        let mut answer = [0];
+        ask(&mut connect(&runtime), b"?", &mut answer);
+        seen[usize::from(answer[0] - b'0')] += 1;
+    }
+    assert!(seen[0] > 0 && seen[1] > 0, "connections are spread: {seen:?}");
+    assert_eq!(total(&runtime).accepted, 64);
+}
+
+#[test]
+fn a_connection_moves_between_shards_with_its_unread_and_unsent_bytes() {
+    let runtime = Echo::start();
+    let mut stream = connect(&runtime);
+    let mut before = [0];
+    ask(&mut stream, b"?", &mut before);
+    for _ in 0..200 {
+        let mut answer = [0; 9];
+        ask(&mut stream, b"a?b>c?>d?e", &mut answer[..8]);
+        let here = before[0];
+        let there = b'0' + b'1' - here;
+        assert_eq!(&answer[..8], &[b'a', here, b'b', b'c', there, b'd', here, b'e']);
+    }
+    assert_eq!(total(&runtime).adopted, 400);
+}
+
+#[test]
+fn a_panic_closes_its_connection_and_harms_nobody_else() {
+    let runtime = Echo::start();
+    let mut others = (0..8).map(|_| connect(&runtime)).collect::<Vec<_>>();
+    for _ in 0..4 {
+        let mut bad = connect(&runtime);
+        bad.write_all(b"!").unwrap();
+        // Unlike `read` it goes on after a signal.
+        assert_eq!(bad.read_to_end(&mut Vec::new()).unwrap(), 0, "the connection is closed");
+    }
+    for other in &mut others {
+        ask(other, b"x", &mut [0]);
+    }
+    assert_eq!(total(&runtime).panics, 4);
+}
+
+#[test]
+fn a_slow_reader_stops_being_read() {
+    let runtime = Echo::start();
+    let mut slow = connect(&runtime);
+    slow.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
+    let block = vec![b'x'; 64 * 1024];
+    let mut sent = 0;
+    while let Ok(n) = slow.write(&block) {
+        sent += n;
+        assert!(sent < 64 << 20, "the server reads on though nobody takes its answers");
+    }
+    ask(&mut connect(&runtime), b"x", &mut [0]);
+    let mut left = sent;
+    let mut buffer = block;
+    while left > 0 {
+        let take = left.min(buffer.len());
+        slow.read_exact(&mut buffer[..take]).unwrap();
+        left -= take;
+    }
+}
+
+#[test]
+fn what_was_queued_before_the_end_arrives_though_the_peer_sent_more() {
+    let runtime = Echo::start();
+    for _ in 0..20 {
+        let mut stream = connect(&runtime);
+        let mut say = b"bye.".to_vec();
+        say.resize(300_000, b'x');
+        let _ = stream.write_all(&say);
+        let mut all = Vec::new();
+        stream.read_to_end(&mut all).unwrap();
+        assert_eq!(all, b"bye");
+    }
+}
+
+#[test]
+fn ping_pong_under_cpu_load_never_hangs() {
+    let runtime = Echo::start();
+    let stop = Arc::new(AtomicBool::new(false));
+    let burn = (0..2).map(|_| {
+        let stop = stop.clone();
+        std::thread::spawn(move || while !stop.load(Ordering::Relaxed) {})
+    });
+    let burn = burn.collect::<Vec<_>>();
+    let address = runtime.local_addr();
+    let end = Instant::now() + Duration::from_secs(8);
+    let clients = (0..4).map(|_| {
+        std::thread::spawn(move || {
+            let mut stream = TcpStream::connect(address).unwrap();
+            stream.set_nodelay(true).unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+            let mut trips = 0;
+            while Instant::now() < end {
+                ask(&mut stream, b"x", &mut [0]);
+                trips += 1;
+            }
+            trips
+        })
+    });
+    let clients = clients.collect::<Vec<_>>();
+    let trips: u32 = clients.into_iter().map(|c| c.join().expect("no trip hangs")).sum();
+    stop.store(true, Ordering::Relaxed);
+    burn.into_iter().for_each(|b| b.join().unwrap());
+    assert!(trips > 1_000, "only {trips} round trips");
+    println!("{trips} round trips, {} pulses", total(&runtime).pulses);
+}
