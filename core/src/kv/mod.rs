@@ -1,7 +1,7 @@
 //! The store interface: narrow, shaped like FoundationDB, the same for every engine.
 //!
-//! Requests go in with a ticket and come back as exactly one [`Completion`] with that ticket, in any
-//! order between requests (but see lanes). What an engine cannot tell, it says: an outcome of
+//! Requests go in with a ticket and come back as exactly one [`Completion`] with that ticket, in
+//! any order between requests (but see lanes). What an engine cannot tell, it says: an outcome of
 //! [`Outcome::Unknown`] must be settled by whoever submitted the commit.
 //!
 //! **Versions.** Each commit that succeeds gets a version above every earlier one. A read at
@@ -15,10 +15,10 @@
 //! one of them fails, the lane's later ones answer `LaneStopped`, without effect, until
 //! [`Kv::resume`].
 //!
-//! **Requests that break a rule** have no effect either. A key, value or commit above its bound, and
-//! a stamp that does not fit into its value, are `TooLarge`. Conflicts without a read version, and a
-//! version that the store has not reached, are `TooOld`. A range whose end is not above its start
-//! holds nothing.
+//! **Requests that break a rule** have no effect either. A key, value or commit above its bound,
+//! and a stamp that does not fit into its value, are `TooLarge`. Conflicts without a read version,
+//! and a version that the store has not reached, are `TooOld`. A range whose end is not above its
+//! start holds nothing.
 
 pub mod checks;
 #[cfg(any(test, feature = "conformance"))]
@@ -37,7 +37,8 @@ pub const VALUE_BYTES_MAX: usize = 100_000;
 pub const COMMIT_BYTES_MAX: usize = 10_000_000;
 /// Age after which a read version is `TooOld`, in milliseconds.
 pub const READ_VERSION_AGE_MS_MAX: u64 = 5_000;
-/// Versions advance by about this many a second, as FoundationDB's do. They order, they are no clock.
+/// Versions advance by about this many a second, as FoundationDB's do. They order, they are no
+/// clock.
 pub const VERSIONS_PER_SECOND: u64 = 1_000_000;
 /// Bytes of a commit stamp in a value.
 pub const STAMP_BYTES: usize = 10;

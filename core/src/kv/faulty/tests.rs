@@ -83,9 +83,13 @@ fn a_late_commit_meets_the_conflicts_of_the_time_when_it_lands() {
     world.faulty.set_rates(FaultRates::none());
     world.submit(2, Commit { lane: None, ..put("fence") });
     world.run();
+    world.faulty.resume(A, LANE);
     world.faulty.advance(1_000);
     world.run();
     assert!(world.has("fence") && !world.has("late"));
+    // Its failure is its own: the lane has gone on without it.
+    world.submit(3, put("on"));
+    assert!(matches!(world.run()[..], [(3, Outcome::Committed(_))]));
     assert_eq!(world.faulty.counts().not_landed, 1);
 }
 

@@ -225,3 +225,31 @@ fn ranges_are_read_from_either_end_up_to_their_bounds() {
     assert_eq!(rows(Order::Forward, 9, 3), ("ab".into(), RangeEnd::More));
     assert_eq!(rows(Order::Forward, 9, 0), ("a".into(), RangeEnd::More));
 }
+
+#[test]
+fn versions_of_lost_groups_are_given_again() {
+    let mut store = store();
+    let kept = version_of(&commit(&mut store, blind(vec![set("k", "1")])));
+    for _ in 0..3 {
+        store.submit(A, Request::Commit(blind(vec![set("k", "2")])), Ticket(0));
+        store.begin_sync();
+    }
+    store.crash(0);
+    let next = version_of(&commit(&mut store, blind(vec![set("k", "3")])));
+    assert_eq!(next, Version(kept.0 + 1));
+}
+
+#[test]
+fn a_full_queue_throttles_and_stops_only_what_comes_later_in_the_lane() {
+    let mut store = store();
+    let in_lane = || Commit { lane: Some(LaneId(1)), ..blind(vec![set("k", "v")]) };
+    for _ in 0..=QUEUE_COMMITS_MAX {
+        store.submit(A, Request::Commit(in_lane()), Ticket(0));
+    }
+    assert_eq!(done(&mut store), [Outcome::Throttled]);
+    store.sync_all();
+    let told = done(&mut store);
+    assert_eq!(told.len(), QUEUE_COMMITS_MAX);
+    assert!(told.iter().all(|told| matches!(told, Outcome::Committed(_))));
+    assert_eq!(commit(&mut store, in_lane()), Outcome::LaneStopped);
+}
