@@ -205,3 +205,6 @@ fn raise_open_files() {
         warn!(%error, "the limit of open files stays as it is");
     }
 }
+
+#[cfg(test)]
+mod tests;

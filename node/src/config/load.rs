@@ -17,6 +17,8 @@ const SHARDS_MAX: u64 = 256;
 const ISSUERS_MAX: usize = 64;
 /// Most keys of an issuer: each one may cost a signature check per token.
 const KEYS_PER_ISSUER_MAX: usize = 8;
+/// A mebibyte.
+const MIB: u64 = 1 << 20;
 /// Largest number of anything that is counted in a `u32`.
 const COUNT_MAX: u64 = 1 << 30;
 
@@ -132,7 +134,10 @@ impl Config {
             ("limits.lane_bytes_max", l.lane_bytes_max as u64, 2 * body, 1 << 40),
             ("limits.audit (ms)", l.audit.as_ms(), 1_000, 86_400_000),
             ("limits.http_connections_max", l.http_connections_max as u64, 1, 65_536),
-            ("store.commit_gap (ms)", self.store.commit_gap.as_ms(), 0, 1_000),
+            ("store.commit_gap (us)", self.store.commit_gap.as_us(), 0, 1_000_000),
+            ("store.cache_bytes", self.store.cache_bytes, MIB, 1 << 40),
+            ("store.memtable_bytes", self.store.memtable_bytes, MIB, 1 << 36),
+            ("store.reserve_bytes", self.store.reserve_bytes, 0, 1 << 50),
             ("auth.leeway (ms)", self.auth.leeway.as_ms(), 0, 300_000),
         ];
         for (key, value, min, max) in ranges {
@@ -188,7 +193,11 @@ fn read(path: &Path) -> Result<String, ConfigError> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
+    use crate::config::{Issuer, IssuerKey, KeyAlgorithm};
+    use crate::store::embedded::EmbeddedConfig;
 
     fn parse(text: &str) -> Result<Config, ConfigError> {
         let config = Config::parse(Path::new("c.toml"), text)?;
@@ -209,6 +218,7 @@ mod tests {
         assert_eq!(parse(&config.to_toml()).expect("its own text"), config);
         assert_eq!(parse("").expect("an empty file"), config);
         assert_eq!(config.limits.shard(), chatring_core::limits::ShardLimits::default());
+        assert_eq!(config.store.embedded(), EmbeddedConfig::default());
     }
 
     #[test]
@@ -263,5 +273,59 @@ mod tests {
         assert!(matches!(Config::load(None, &flags), Err(ConfigError::Range { .. })));
         let missing = Config::load(Some(&folder.path().join("no.toml")), &flags);
         assert!(matches!(missing, Err(ConfigError::Read { .. })));
+    }
+
+    /// Each row of a table in `docs/operating.md` that opens with a key and its default.
+    fn documented() -> BTreeMap<String, String> {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/operating.md");
+        let text = std::fs::read_to_string(path).expect("the document is there");
+        let rows = text.lines().filter_map(|line| {
+            let mut cells = line.strip_prefix("| `")?.split(" | ");
+            let key = cells.next()?.strip_suffix('`')?;
+            let default = cells.next()?.trim_matches('`');
+            key.contains('.').then(|| (key.to_owned(), default.to_owned()))
+        });
+        rows.collect()
+    }
+
+    fn flatten(path: &str, value: &toml::Value, into: &mut BTreeMap<String, String>) {
+        match value {
+            toml::Value::Table(table) => {
+                for (key, value) in table {
+                    let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+                    flatten(&path, value, into);
+                }
+            }
+            toml::Value::Array(items) if !items.is_empty() => {
+                flatten(path, &items[0], into);
+            }
+            value => {
+                into.insert(path.to_owned(), value.to_string());
+            }
+        }
+    }
+
+    #[test]
+    fn the_document_lists_every_key_with_its_default() {
+        let mut config = Config::default();
+        config.auth.issuers.push(Issuer {
+            name: "name".to_owned(),
+            audience: Some("audience".to_owned()),
+            keys: vec![IssuerKey {
+                id: Some("id".to_owned()),
+                algorithm: KeyAlgorithm::RS256,
+                file: PathBuf::from("file"),
+            }],
+        });
+        let mut keys = BTreeMap::new();
+        flatten("", &toml::Value::try_from(&config).expect("TOML"), &mut keys);
+        let documented = documented();
+        let names = |map: &BTreeMap<String, String>| map.keys().cloned().collect::<Vec<_>>();
+        assert_eq!(names(&documented), names(&keys));
+        for (key, default) in &documented {
+            if !key.starts_with("auth.issuers.") {
+                assert_eq!(default, &keys[key], "{key}");
+            }
+        }
     }
 }

@@ -29,6 +29,11 @@ pub struct Period {
 pub struct PeriodError(String);
 
 impl Period {
+    /// From microseconds.
+    pub const fn from_us(micros: u64) -> Period {
+        Period { micros }
+    }
+
     /// From milliseconds.
     pub const fn from_ms(ms: u64) -> Period {
         Period { micros: ms.saturating_mul(1_000) }
@@ -37,6 +42,11 @@ impl Period {
     /// From seconds.
     pub const fn from_s(s: u64) -> Period {
         Period { micros: s.saturating_mul(1_000_000) }
+    }
+
+    /// In microseconds.
+    pub const fn as_us(self) -> u64 {
+        self.micros
     }
 
     /// In whole milliseconds, rounded down.

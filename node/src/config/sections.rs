@@ -7,6 +7,7 @@ use chatring_core::limits::ShardLimits;
 use serde::{Deserialize, Serialize};
 
 use super::Period;
+use crate::store::embedded::EmbeddedConfig;
 
 /// The whole configuration. `docs/operating.md` has a line for each key.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -119,11 +120,41 @@ impl Default for Limits {
 }
 
 /// The embedded store.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Store {
-    /// Pause before each commit's sync, so that more sends share it: throughput for latency.
+    /// Least time between the starts of two commits: fewer and larger syncs, later answers.
     pub commit_gap: Period,
+    /// Bytes of memory for rows read from disk.
+    pub cache_bytes: u64,
+    /// Bytes of new rows gathered in memory before they go into a table; up to five times this.
+    pub memtable_bytes: u64,
+    /// Bytes of disk kept free, at most; a sixteenth of the file system if that is less.
+    pub reserve_bytes: u64,
+}
+
+impl Store {
+    /// What the engine is opened with.
+    pub fn embedded(&self) -> EmbeddedConfig {
+        EmbeddedConfig {
+            commit_gap_us: self.commit_gap.as_us(),
+            cache_bytes: self.cache_bytes,
+            memtable_bytes: self.memtable_bytes,
+            reserve_bytes: self.reserve_bytes,
+        }
+    }
+}
+
+impl Default for Store {
+    fn default() -> Store {
+        let engine = EmbeddedConfig::default();
+        Store {
+            commit_gap: Period::from_us(engine.commit_gap_us),
+            cache_bytes: engine.cache_bytes,
+            memtable_bytes: engine.memtable_bytes,
+            reserve_bytes: engine.reserve_bytes,
+        }
+    }
 }
 
 /// Whose tokens are good.
