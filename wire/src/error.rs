@@ -199,9 +199,18 @@ pub enum WireError {
     /// A frame that must be understood and is not.
     #[error("opcode {0:#04x} is unknown and must be understood")]
     UnknownOpcode(u8),
-    /// JSON that does not parse or lacks a field.
+    /// JSON that does not parse.
     #[error("the JSON frame is not valid: {0}")]
     Json(&'static str),
+    /// A JSON frame that lacks a field.
+    #[error("the JSON frame lacks the field {field}")]
+    MissingField {
+        /// Name of the field.
+        field: &'static str,
+    },
+    /// A JSON frame that must be understood and is not.
+    #[error("the type of a JSON frame is unknown and must be understood")]
+    UnknownType,
     /// More frames in one message than allowed.
     #[error("more than {0} frames in one message")]
     TooManyFrames(usize),
@@ -213,7 +222,7 @@ impl WireError {
         match self {
             WireError::TooLarge { .. } | WireError::TooManyFrames(_) => ErrorCode::TooLarge,
             WireError::UnknownAlias(_) => ErrorCode::UnknownAlias,
-            WireError::UnknownOpcode(_) => ErrorCode::UnknownOpcode,
+            WireError::UnknownOpcode(_) | WireError::UnknownType => ErrorCode::UnknownOpcode,
             _ => ErrorCode::Malformed,
         }
     }

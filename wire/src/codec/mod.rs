@@ -16,7 +16,9 @@ pub mod server;
 use bytes::Bytes;
 
 pub use client::{ClientEncoder, ServerDecoder};
+pub(crate) use fields::{check_body, check_length, utf8};
 pub use outgoing::Outgoing;
+pub(crate) use page::check_page;
 pub use server::{ClientDecoder, ServerEncoder};
 
 use crate::error::WireError;
