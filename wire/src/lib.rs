@@ -15,6 +15,7 @@ pub mod limits;
 #[cfg(test)]
 mod samples;
 pub mod varint;
+pub mod ws;
 
 pub use codec::{ClientCodec, Outgoing, ServerCodec, Subprotocol};
 pub use error::{CloseCode, ErrorClass, ErrorCode, WireError};
