@@ -95,6 +95,7 @@ impl Limits {
             lane_appends_max: self.lane_appends_max,
             lane_bytes_max: self.lane_bytes_max,
             audit_ms: self.audit.as_ms(),
+            ..ShardLimits::default()
         }
     }
 }
