@@ -14,11 +14,13 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use chatring_core::kv::{Class, Completion, LaneId, Outcome, Stamp, Version, Write};
+use chatring_core::kv::checks::Fit;
+use chatring_core::kv::{Class, Completion, InFlight, LaneId, Outcome, Stamp, Version, Write};
 use rustc_hash::FxHashSet;
 
 use super::disk::{Batch, Disk, DiskError};
 use super::group::{ClearError, ClearedKeys, GroupRows};
+use super::health::Health;
 use super::limits::{
     GROUP_BACKGROUND_BYTES_MAX, GROUP_BYTES_MAX, GROUP_CLEARS_MAX, GROUP_COMMITS_MAX,
 };
@@ -26,7 +28,7 @@ use super::metrics::Counters;
 use super::published::Published;
 use super::queue::{CommitMessage, PendingCommit, Submitter, deliver, queue_class};
 use super::resolver::{Resolver, Verdict};
-use super::room::{Room, RoomState};
+use super::room::RoomState;
 use super::system::{VERSION_KEY, user_part, version_value};
 use super::versions::VersionClock;
 
@@ -56,7 +58,7 @@ pub(crate) struct Judge {
     pub resolver: Resolver,
     pub clock: VersionClock,
     pub elapsed: ElapsedClock,
-    pub room: Room,
+    pub health: Arc<Health>,
     pub disk: Arc<dyn Disk>,
     pub published: Arc<Published>,
     pub stopped_lanes: FxHashSet<(u32, LaneId)>,
@@ -77,6 +79,15 @@ struct Resolved {
     version: Option<Version>,
     commits: u64,
     bytes: usize,
+    /// The lanes of commits that count on the group.
+    lanes: Vec<(u32, LaneId)>,
+    answers: Vec<(Submitter, Completion)>,
+}
+
+/// A group that could not be written.
+struct FailedGroup {
+    error: DiskError,
+    lanes: Vec<(u32, LaneId)>,
     answers: Vec<(Submitter, Completion)>,
 }
 
@@ -90,10 +101,42 @@ impl Committer {
     /// Whatever comes after a failure is answered by [`Committer::refuse_rest`].
     pub(crate) fn run(&mut self) -> Result<(), DiskError> {
         while let Some(group) = self.gatherer.next_group() {
-            let resolved = self.judge.resolve(group);
-            self.lander.land(resolved)?;
+            let bytes = group.iter().map(|pending| pending.bytes).sum();
+            let room = match self.judge.health.ready(bytes) {
+                Ok(room) => room,
+                Err(error) => {
+                    deliver(group.into_iter().map(|pending| answer(pending, Outcome::Fatal)));
+                    return Err(error);
+                }
+            };
+            let resolved = self.judge.resolve(group, room);
+            if let Err(failed) = self.lander.land(resolved) {
+                self.settle(failed)?;
+            }
         }
         Ok(())
+    }
+
+    /// Answers a group that could not be written.
+    fn settle(&mut self, failed: FailedGroup) -> Result<(), DiskError> {
+        let FailedGroup { error, lanes, answers } = failed;
+        // A disk that had stopped before has written nothing.
+        let mut outcome = match &error {
+            DiskError::Stopped(_) => Outcome::Unavailable,
+            _ => Outcome::Unknown(InFlight::Maybe),
+        };
+        let survived = self.judge.health.failed(error);
+        if survived.is_err() {
+            outcome = Outcome::Fatal;
+        }
+        self.judge.stopped_lanes.extend(lanes);
+        deliver(answers.into_iter().map(|(submitter, mut completion)| {
+            if let Outcome::Committed(_) = completion.outcome {
+                completion.outcome = outcome.clone();
+            }
+            (submitter, completion)
+        }));
+        survived
     }
 
     /// After a failure: answers `Fatal` to everything until the store is closed.
@@ -211,9 +254,7 @@ impl GroupDraft {
 }
 
 impl Judge {
-    fn resolve(&mut self, group: Vec<PendingCommit>) -> Resolved {
-        let bytes = group.iter().map(|pending| pending.bytes).sum();
-        let room = self.room.look(bytes);
+    fn resolve(&mut self, group: Vec<PendingCommit>, room: RoomState) -> Resolved {
         self.resolver.expire(self.clock.now((self.elapsed)()));
         let mut rows = GroupRows::default();
         let mut resolved = Resolved {
@@ -221,6 +262,7 @@ impl Judge {
             version: None,
             commits: 0,
             bytes: 0,
+            lanes: Vec::new(),
             answers: Vec::with_capacity(group.len()),
         };
         for mut pending in group {
@@ -229,6 +271,7 @@ impl Judge {
                 resolved.version = Some(stamp.version);
                 resolved.commits += 1;
                 resolved.bytes += pending.bytes;
+                resolved.lanes.extend(pending.lane());
             } else {
                 self.count(&outcome);
             }
@@ -274,6 +317,9 @@ impl Judge {
         room: RoomState,
         rows: &mut GroupRows,
     ) -> Result<Stamp, Outcome> {
+        if pending.fit == Fit::TooLarge {
+            return Err(Outcome::TooLarge);
+        }
         if room == RoomState::Short {
             return Err(Outcome::Unavailable);
         }
@@ -330,8 +376,8 @@ impl Judge {
 }
 
 impl Lander {
-    fn land(&self, resolved: Resolved) -> Result<(), DiskError> {
-        let Resolved { batch, version, commits, bytes, answers } = resolved;
+    fn land(&self, resolved: Resolved) -> Result<(), FailedGroup> {
+        let Resolved { batch, version, commits, bytes, lanes, answers } = resolved;
         let Some(version) = version else {
             deliver(answers);
             return Ok(());
@@ -339,12 +385,7 @@ impl Lander {
         let start = Instant::now();
         let snapshot = match self.disk.write(batch) {
             Ok(snapshot) => snapshot,
-            Err(error) => {
-                deliver(answers.into_iter().map(|(submitter, completion)| {
-                    (submitter, Completion { outcome: Outcome::Fatal, ..completion })
-                }));
-                return Err(error);
-            }
+            Err(error) => return Err(FailedGroup { error, lanes, answers }),
         };
         self.counters.wrote(start.elapsed());
         Counters::bump(&self.counters.groups);

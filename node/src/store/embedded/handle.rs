@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use chatring_core::kv::checks::Fit;
 use chatring_core::kv::{Commit, Completion, Kv, LaneId, Limits, Outcome, Read, Request, Ticket};
 use chatring_wire::frame::Durability;
 use rustc_hash::FxHashSet;
@@ -14,8 +15,8 @@ use super::system::{commit_bytes, is_read_in_bounds};
 /// One submitter's end of an embedded store.
 ///
 /// Completions go to its sink: from the engine's threads, those of one group in one call; and from
-/// within `submit` for a request that is refused at once (a full queue, a bound, a closed store). The
-/// sink must not block for ever, nor call back into the handle.
+/// within `submit` for a request that is refused at once (a full queue, a read above a bound, a
+/// closed store). The sink must not block for ever, nor call back into the handle.
 pub struct EmbeddedHandle {
     submitter: Submitter,
     queues: Arc<Queues>,
@@ -49,11 +50,17 @@ impl EmbeddedHandle {
         refused
     }
 
-    fn queue_commit(&mut self, commit: Commit, ticket: Ticket) -> Result<(), Outcome> {
-        let bytes = commit_bytes(&commit).ok_or(Outcome::TooLarge)?;
+    fn queue_commit(&mut self, mut commit: Commit, ticket: Ticket) -> Result<(), Outcome> {
+        let (bytes, fit) = match commit_bytes(&commit) {
+            Some(bytes) => (bytes, Fit::Fits),
+            None => (0, Fit::TooLarge),
+        };
+        if fit == Fit::TooLarge {
+            (commit.writes, commit.conflicts) = (Vec::new(), Vec::new());
+        }
         let resumed = commit.lane.is_some_and(|lane| self.resumed.remove(&lane));
         let submitter = self.submitter.clone();
-        let pending = PendingCommit { submitter, ticket, commit, resumed, bytes };
+        let pending = PendingCommit { submitter, ticket, commit, resumed, bytes, fit };
         self.queues.push_commit(pending).map_err(|refused| self.refused(refused.outcome()))
     }
 

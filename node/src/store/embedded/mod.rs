@@ -14,6 +14,7 @@ mod disk;
 mod folder;
 mod group;
 mod handle;
+mod health;
 mod limits;
 mod metrics;
 mod published;

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
+use chatring_core::kv::checks::Fit;
 use chatring_core::kv::{Class, Commit, Completion, LaneId, Outcome, Read, Ticket};
 
 use super::limits::{QUEUE_BACKGROUND_DIVISOR, QUEUE_BYTES_MAX, QUEUE_COMMITS_MAX};
@@ -27,7 +28,11 @@ pub(crate) struct PendingCommit {
     pub commit: Commit,
     /// The submitter resumed the lane before this commit.
     pub resumed: bool,
+    /// Bytes that it takes in the queue.
     pub bytes: usize,
+    /// A commit above a bound waits as well, without its content: an earlier failure of its lane
+    /// comes first.
+    pub fit: Fit,
 }
 
 impl PendingCommit {

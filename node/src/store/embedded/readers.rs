@@ -3,23 +3,24 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Instant;
 
 use bytes::Bytes;
 use chatring_core::kv::{
-    Completion, Order, Outcome, RangeEnd, RangeRead, RangeRows, Read, ReadVersion, Rows,
+    Completion, Outcome, RangeEnd, RangeRead, RangeRows, Read, ReadVersion, Rows,
 };
 
+use super::committer::ElapsedClock;
 use super::disk::{DiskError, DiskSnapshot};
 use super::limits::READS_PER_PASS_MAX;
 use super::metrics::Counters;
-use super::published::Published;
+use super::published::{NotReadable, Published};
 use super::queue::{PendingRead, ReadMessage, deliver};
 
 /// One reader's work.
 pub(crate) struct Reader {
     pub queue: flume::Receiver<ReadMessage>,
     pub published: Arc<Published>,
+    pub elapsed: ElapsedClock,
     pub counters: Arc<Counters>,
 }
 
@@ -45,15 +46,16 @@ impl Reader {
 
     fn serve(&self, pending: PendingRead) -> (super::queue::Submitter, Completion) {
         let outcome = match self.read(&pending.read) {
-            Ok(Some(rows)) => {
+            Ok(rows) => {
                 Counters::bump(&self.counters.reads);
                 Outcome::Rows(rows)
             }
-            Ok(None) => {
+            Err(ReadError::NotReadable(NotReadable::TooOld)) => {
                 Counters::bump(&self.counters.too_old);
                 Outcome::TooOld
             }
-            Err(error) => {
+            Err(ReadError::NotReadable(NotReadable::Withdrawn)) => Outcome::Unavailable,
+            Err(ReadError::Disk(error)) => {
                 self.counters.read_errors.fetch_add(1, Relaxed);
                 tracing::error!(%error, "a read from disk failed");
                 Outcome::Unavailable
@@ -62,15 +64,11 @@ impl Reader {
         (pending.submitter, Completion { ticket: pending.ticket, outcome })
     }
 
-    /// Nothing if the version is too old.
-    fn read(&self, read: &Read) -> Result<Option<Rows>, DiskError> {
-        let now = Instant::now();
+    fn read(&self, read: &Read) -> Result<Rows, ReadError> {
+        let now = (self.elapsed)();
         let (version, snapshot) = match read.version {
-            ReadVersion::Fresh => self.published.fresh(now),
-            ReadVersion::At(version) => match self.published.at(version, now) {
-                Some(snapshot) => (version, snapshot),
-                None => return Ok(None),
-            },
+            ReadVersion::Fresh => self.published.fresh(now)?,
+            ReadVersion::At(version) => (version, self.published.at(version, now)?),
         };
         let gets = read.gets.iter().map(|key| snapshot.get(key)).collect::<Result<_, _>>()?;
         let ranges = read
@@ -78,24 +76,40 @@ impl Reader {
             .iter()
             .map(|range| read_range(&*snapshot, range))
             .collect::<Result<_, _>>()?;
-        Ok(Some(Rows { version, gets, ranges }))
+        Ok(Rows { version, gets, ranges })
+    }
+}
+
+enum ReadError {
+    NotReadable(NotReadable),
+    Disk(DiskError),
+}
+
+impl From<NotReadable> for ReadError {
+    fn from(error: NotReadable) -> ReadError {
+        ReadError::NotReadable(error)
+    }
+}
+
+impl From<DiskError> for ReadError {
+    fn from(error: DiskError) -> ReadError {
+        ReadError::Disk(error)
     }
 }
 
 fn read_range(snapshot: &dyn DiskSnapshot, read: &RangeRead) -> Result<RangeRows, DiskError> {
     let range = super::system::user_part(&read.range);
-    let rows_max = read.rows_max.max(1) as usize;
+    let (rows_max, bytes_max) = (read.rows_max as usize, read.bytes_max as usize);
     let mut rows: Vec<(Bytes, Bytes)> = Vec::new();
     let mut bytes = 0;
     let mut end = RangeEnd::Complete;
-    let order: Order = read.order;
-    snapshot.range(&range, order, &mut |key, value| {
-        if rows.len() >= rows_max || (!rows.is_empty() && bytes >= read.bytes_max as usize) {
+    snapshot.range(&range, read.order, &mut |key, value| {
+        bytes += key.len() + value.len();
+        rows.push((Bytes::copy_from_slice(key), Bytes::copy_from_slice(value)));
+        if rows.len() >= rows_max || bytes >= bytes_max {
             end = RangeEnd::More;
             return ControlFlow::Break(());
         }
-        bytes += key.len() + value.len();
-        rows.push((Bytes::copy_from_slice(key), Bytes::copy_from_slice(value)));
         ControlFlow::Continue(())
     })?;
     Ok(RangeRows { rows, end })

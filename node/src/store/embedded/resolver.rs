@@ -7,9 +7,9 @@
 //!   oldest: a read version below cannot be judged: TooOld
 //! ```
 //!
-//! Forgetting a write raises `oldest` to its version, so a full or expired window makes read versions
-//! too old and never misses a conflict. Two keys with one 64-bit hash may cause a conflict too many.
-//! Walking costs as many steps as there were writes since the read version.
+//! Forgetting a write raises `oldest` to its version, so a full or expired window makes read
+//! versions too old and never misses a conflict. Two keys with one 64-bit hash may cause a conflict
+//! too many. Walking costs as many steps as there were writes since the read version.
 
 use std::collections::VecDeque;
 use std::hash::BuildHasher;
@@ -109,6 +109,9 @@ impl Resolver {
 
     /// Remembers that a range was cleared.
     pub(crate) fn wrote_range(&mut self, version: Version, range: &KeyRange) {
+        if range.is_empty() {
+            return;
+        }
         let owned = KeyRange {
             start: bytes::Bytes::copy_from_slice(&range.start),
             end: bytes::Bytes::copy_from_slice(&range.end),

@@ -5,9 +5,14 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
 
 use super::limits::RESERVE_DIVISOR;
 use super::metrics::Counters;
+
+/// How long a failure may follow a lack of room and still be ascribed to it: a worker that ran out
+/// of room leaves its half-written table behind, or clears it away.
+const SHORT_MEMORY: Duration = Duration::from_secs(10);
 
 /// Bytes of a file system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +42,7 @@ pub(crate) struct Room {
     probe: SpaceProbe,
     reserve_bytes_max: u64,
     state: RoomState,
+    last_short: Option<Instant>,
     counters: Arc<Counters>,
 }
 
@@ -52,7 +58,7 @@ pub(crate) enum RoomState {
 impl Room {
     /// Keeps free at most `reserve_bytes_max`, less on a small file system.
     pub(crate) fn new(probe: SpaceProbe, reserve_bytes_max: u64, counters: Arc<Counters>) -> Room {
-        Room { probe, reserve_bytes_max, state: RoomState::Enough, counters }
+        Room { probe, reserve_bytes_max, state: RoomState::Enough, last_short: None, counters }
     }
 
     /// Looks whether a group of this size may be written. Says so in the log when that changes.
@@ -73,6 +79,9 @@ impl Room {
             true => RoomState::Enough,
             false => RoomState::Short,
         };
+        if state == RoomState::Short {
+            self.last_short = Some(Instant::now());
+        }
         if state != self.state {
             let free_bytes = space.free_bytes;
             match state {
@@ -86,5 +95,11 @@ impl Room {
             self.state = state;
         }
         state
+    }
+
+    /// Whether room is short, or was a moment ago: so that a failure may come from it.
+    pub(crate) fn short_lately(&mut self) -> bool {
+        self.look(0) == RoomState::Short
+            || self.last_short.is_some_and(|last| last.elapsed() < SHORT_MEMORY)
     }
 }

@@ -6,13 +6,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{Builder, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use chatring_core::kv::Version;
 use rustc_hash::FxHashSet;
 
-use super::committer::{Committer, Gatherer, Judge, Lander};
+use super::committer::{Committer, ElapsedClock, Gatherer, Judge, Lander};
 use super::disk::Disk;
+use super::health::Health;
 use super::limits::{
     QUEUE_COMMITS_MAX, QUEUE_READS_MAX, READER_THREADS, SNAPSHOTS_HELD_MAX, WATCH_INTERVAL_MS,
 };
@@ -59,11 +60,13 @@ impl Threads {
             called: Arc::new(AtomicBool::new(false)),
         };
         let probe = parts.space.unwrap_or_else(|| space_of(dir.to_path_buf()));
+        let room = Room::new(probe, config.reserve_bytes, Arc::clone(&counters));
+        let health = Arc::new(Health::new(Arc::clone(&disk), Arc::clone(&published), room));
         let judge = Judge {
             resolver: Resolver::new(version, parts.bounds),
             clock: VersionClock::new(version),
-            elapsed: parts.elapsed,
-            room: Room::new(probe, config.reserve_bytes, Arc::clone(&counters)),
+            elapsed: Arc::clone(&parts.elapsed),
+            health: Arc::clone(&health),
             disk: Arc::clone(&disk),
             published: Arc::clone(&published),
             stopped_lanes: FxHashSet::default(),
@@ -85,7 +88,13 @@ impl Threads {
             workers: Vec::new(),
             watch: None,
         };
-        threads.spawn_all(Committer::new(gatherer, judge, lander), read_queue, fatal)?;
+        threads.spawn_all(
+            Committer::new(gatherer, judge, lander),
+            read_queue,
+            health,
+            parts.elapsed,
+            fatal,
+        )?;
         Ok(threads)
     }
 
@@ -101,7 +110,7 @@ impl Threads {
             let _ = watch.join();
         }
         if let Err(error) = self.disk.close() {
-            tracing::error!(%error, "the store did not close cleanly; all that was acked is stored");
+            tracing::error!(%error, "the store did not close cleanly; all acked is stored");
         }
     }
 
@@ -109,15 +118,14 @@ impl Threads {
         &mut self,
         mut committer: Committer,
         read_queue: flume::Receiver<super::queue::ReadMessage>,
+        health: Arc<Health>,
+        elapsed: ElapsedClock,
         fatal: Fatal,
     ) -> io::Result<()> {
         let committer_fatal = fatal.clone();
         self.workers.push(spawn("store-commit", move || {
             match catch_unwind(AssertUnwindSafe(|| committer.run())) {
                 Ok(Ok(())) => return,
-                Ok(Err(error)) if error.is_full() => {
-                    committer_fatal.report(&format!("disk full in the middle of a write: {error}"))
-                }
                 Ok(Err(error)) => committer_fatal.report(&format!("cannot store: {error}")),
                 Err(_) => committer_fatal.report("the committer panicked"),
             }
@@ -127,6 +135,7 @@ impl Threads {
             let reader = Reader {
                 queue: read_queue.clone(),
                 published: Arc::clone(&self.published),
+                elapsed: Arc::clone(&elapsed),
                 counters: Arc::clone(&self.counters),
             };
             let fatal = fatal.clone();
@@ -138,12 +147,12 @@ impl Threads {
         }
         let (watch_stop, stopped) = flume::bounded(1);
         self.watch_stop = Some(watch_stop);
-        let (disk, published) = (Arc::clone(&self.disk), Arc::clone(&self.published));
+        let published = Arc::clone(&self.published);
         self.watch = Some(spawn("store-watch", move || {
             let interval = Duration::from_millis(WATCH_INTERVAL_MS);
             while stopped.recv_timeout(interval) == Err(flume::RecvTimeoutError::Timeout) {
-                published.expire(Instant::now());
-                if let Err(error) = disk.check() {
+                published.expire(elapsed());
+                if let Err(error) = health.watch() {
                     fatal.report(&format!("the disk has stopped: {error}"));
                 }
             }

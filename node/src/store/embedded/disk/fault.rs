@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::ControlFlow;
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -22,6 +22,8 @@ pub(crate) struct Faults {
     pub fail_before: AtomicU64,
     /// Writes from this number on are stored, and then reported as failed.
     pub fail_after: AtomicU64,
+    /// Failures say that there is no room, instead of something worse.
+    pub full: AtomicBool,
     /// Writes so far.
     pub writes: AtomicU64,
 }
@@ -32,6 +34,7 @@ impl Default for Faults {
             delay_ms: AtomicU64::new(0),
             fail_before: AtomicU64::new(u64::MAX),
             fail_after: AtomicU64::new(u64::MAX),
+            full: AtomicBool::new(false),
             writes: AtomicU64::new(0),
         }
     }
@@ -47,7 +50,10 @@ impl Disk for FaultDisk {
     fn write(&self, batch: Batch) -> Result<Arc<dyn DiskSnapshot>, DiskError> {
         let number = self.faults.writes.fetch_add(1, SeqCst);
         std::thread::sleep(Duration::from_millis(self.faults.delay_ms.load(SeqCst)));
-        let failure = || DiskError::Io(io::Error::other("injected"));
+        let failure = || match self.faults.full.load(SeqCst) {
+            true => DiskError::Io(io::ErrorKind::StorageFull.into()),
+            false => DiskError::Io(io::Error::other("injected")),
+        };
         if number >= self.faults.fail_before.load(SeqCst) {
             return Err(failure());
         }
@@ -64,6 +70,10 @@ impl Disk for FaultDisk {
 
     fn check(&self) -> Result<(), DiskError> {
         self.inner.check()
+    }
+
+    fn reopen(&self) -> Result<Arc<dyn DiskSnapshot>, DiskError> {
+        self.inner.reopen()
     }
 
     fn close(&self) -> Result<(), DiskError> {
@@ -121,6 +131,10 @@ impl Disk for PageCacheDisk {
 
     fn check(&self) -> Result<(), DiskError> {
         Ok(())
+    }
+
+    fn reopen(&self) -> Result<Arc<dyn DiskSnapshot>, DiskError> {
+        Ok(self.snapshot())
     }
 
     fn close(&self) -> Result<(), DiskError> {

@@ -6,7 +6,8 @@
 //!   close
 //! ```
 //!
-//! `check` asks about trouble in the disk's own threads, which no write may come by to meet.
+//! `reopen` starts over after a failure that more room can cure. `check` asks about trouble in the
+//! disk's own threads, which no write may come by to meet.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -37,6 +38,10 @@ pub(crate) trait Disk: Send + Sync {
 
     /// Whether the disk's own threads are well.
     fn check(&self) -> Result<(), DiskError>;
+
+    /// Opens the files again after a failure, as a new process would, and gives what they hold.
+    /// Every snapshot has been let go before; waits a moment for those still in use.
+    fn reopen(&self) -> Result<Arc<dyn DiskSnapshot>, DiskError>;
 
     /// Finishes; no other call follows.
     fn close(&self) -> Result<(), DiskError>;

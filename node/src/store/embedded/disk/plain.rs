@@ -6,18 +6,19 @@
 //!   a gap in which a worker's failed sync of the same file could go unseen; hence one call.
 //! * All items of a batch share a sequence number, so a batch must hold each key once.
 //! * A failed write or sync, also of a background worker, stops it for good (`Poisoned`).
-//! * A writer waits without end while four memtables wait for a dead worker; hence [`Disk::check`],
-//!   called from another thread.
+//! * A writer waits without end while four memtables, or 30 runs of tables, wait for a dead worker;
+//!   hence writes wait here before they get there, and look whether the workers live.
 //! * A snapshot is a counter in a map. While one is open, merging keeps the rows that it shows.
 
 use std::ops::{Bound, ControlFlow};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use chatring_core::kv::{KeyRange, Order};
-use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable};
+use fjall::{AbstractTree as _, Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable};
 
 use super::{Batch, Disk, DiskError, DiskSnapshot, RowVisitor};
 
@@ -27,6 +28,14 @@ const KEYSPACE: &str = "rows";
 const MARKER: &str = "version";
 /// Journal bytes above which fjall flushes what keeps the oldest journal alive.
 const JOURNAL_BYTES_MAX: u64 = 256 << 20;
+/// Memtables that may wait for a worker before a write waits; fjall itself waits from 4 on.
+const SEALED_MEMTABLES_MAX: usize = 2;
+/// Runs of unmerged tables before a write waits; fjall itself slows down from 20 and stops at 30.
+const FRESH_RUNS_MAX: usize = 20;
+/// Time between two looks at the workers.
+const WORKERS_POLL: Duration = Duration::from_millis(5);
+/// Looks at whether the last snapshot of a closed database has gone: 2 s.
+const REOPEN_TRIES_MAX: u32 = 400;
 /// fjall's threads: one may flush while the other merges.
 const WORKER_THREADS: usize = 2;
 
@@ -41,6 +50,8 @@ pub(crate) struct PlainOptions {
 
 /// See the module.
 pub(crate) struct PlainDisk {
+    dir: PathBuf,
+    options: PlainOptions,
     /// Taken by `close`: a database stops its threads when its last handle goes.
     open: Mutex<Option<Open>>,
 }
@@ -62,12 +73,28 @@ impl PlainDisk {
         if !dir.join(MARKER).try_exists()? {
             return Err(DiskError::Corrupt(format!("{} is missing", dir.join(MARKER).display())));
         }
-        // Some damage makes fjall panic.
-        catch_unwind(AssertUnwindSafe(|| PlainDisk::start(dir, options)))
-            .unwrap_or_else(|_| Err(DiskError::Corrupt("its files are damaged".into())))
+        PlainDisk::start(dir, options)
     }
 
     fn start(dir: &Path, options: PlainOptions) -> Result<PlainDisk, DiskError> {
+        // Some damage makes fjall panic.
+        let open = catch_unwind(AssertUnwindSafe(|| Open::start(dir, options)))
+            .unwrap_or_else(|_| Err(DiskError::Corrupt("its files are damaged".into())))?;
+        Ok(PlainDisk { dir: dir.to_path_buf(), options, open: Mutex::new(Some(open)) })
+    }
+
+    /// A handle for one call; the mutex is not held during I/O.
+    fn handle(&self) -> Result<Open, DiskError> {
+        self.lock().clone().ok_or_else(|| DiskError::Stopped("closed".into()))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Open>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Open {
+    fn start(dir: &Path, options: PlainOptions) -> Result<Open, DiskError> {
         let database = Database::builder(dir)
             .worker_threads(WORKER_THREADS)
             .cache_size(options.cache_bytes)
@@ -76,44 +103,74 @@ impl PlainDisk {
         let keyspace_options =
             || KeyspaceCreateOptions::default().max_memtable_size(options.memtable_bytes);
         let rows = database.keyspace(KEYSPACE, keyspace_options)?;
-        Ok(PlainDisk { open: Mutex::new(Some(Open { database, rows })) })
+        Ok(Open { database, rows })
     }
 
-    /// A handle for one call; the mutex is not held during I/O.
-    fn handle(&self) -> Result<Open, DiskError> {
-        let open = self.open.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        open.clone().ok_or_else(|| DiskError::Stopped("closed".into()))
+    /// Waits until the workers have caught up. A write adds at most two memtables and one run.
+    fn wait_for_workers(&self) -> Result<(), DiskError> {
+        while self.rows.tree.sealed_memtable_count() >= SEALED_MEMTABLES_MAX
+            || self.rows.tree.l0_run_count() >= FRESH_RUNS_MAX
+        {
+            self.check()?;
+            std::thread::sleep(WORKERS_POLL);
+        }
+        Ok(())
+    }
+
+    /// Writes nothing that a group has not synced: it asks whether a worker has failed.
+    fn check(&self) -> Result<(), DiskError> {
+        Ok(self.database.persist(PersistMode::Buffer)?)
+    }
+
+    fn snapshot(self) -> Arc<dyn DiskSnapshot> {
+        Arc::new(PlainSnapshot { snapshot: self.database.snapshot(), rows: self.rows })
     }
 }
 
 impl Disk for PlainDisk {
     fn write(&self, batch: Batch) -> Result<Arc<dyn DiskSnapshot>, DiskError> {
-        let Open { database, rows } = self.handle()?;
-        let mut write = fjall::OwnedWriteBatch::with_capacity(database.clone(), batch.rows.len())
+        let open = self.handle()?;
+        open.wait_for_workers()?;
+        let (database, rows) = (open.database.clone(), &open.rows);
+        let mut write = fjall::OwnedWriteBatch::with_capacity(database, batch.rows.len())
             .durability(Some(PersistMode::SyncData));
         for (key, value) in batch.rows {
             match value {
-                Some(value) => write.insert(&rows, &*key, &*value),
-                None => write.remove(&rows, &*key),
+                Some(value) => write.insert(rows, &*key, &*value),
+                None => write.remove(rows, &*key),
             }
         }
         write.commit()?;
-        Ok(Arc::new(PlainSnapshot { snapshot: database.snapshot(), rows }))
+        Ok(open.snapshot())
     }
 
     fn snapshot(&self) -> Arc<dyn DiskSnapshot> {
-        let Open { database, rows } = self.handle().expect("no snapshot is taken after close");
-        Arc::new(PlainSnapshot { snapshot: database.snapshot(), rows })
+        self.handle().expect("no snapshot is taken after close").snapshot()
     }
 
     fn check(&self) -> Result<(), DiskError> {
-        // Writes nothing that a group has not synced: it asks whether a worker has failed.
-        self.handle()?.database.persist(PersistMode::Buffer)?;
-        Ok(())
+        self.handle()?.check()
+    }
+
+    fn reopen(&self) -> Result<Arc<dyn DiskSnapshot>, DiskError> {
+        drop(self.lock().take());
+        let mut tries_left = REOPEN_TRIES_MAX;
+        loop {
+            match PlainDisk::open(&self.dir, self.options) {
+                // A reader still holds a snapshot of the old one.
+                Err(DiskError::InUse) if tries_left > 0 => tries_left -= 1,
+                opened => {
+                    let opened = opened?.lock().take().expect("just opened");
+                    *self.lock() = Some(opened.clone());
+                    return Ok(opened.snapshot());
+                }
+            }
+            std::thread::sleep(WORKERS_POLL);
+        }
     }
 
     fn close(&self) -> Result<(), DiskError> {
-        let open = self.open.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
+        let open = self.lock().take();
         match open {
             Some(open) => Ok(open.database.persist(PersistMode::SyncAll)?),
             None => Ok(()),

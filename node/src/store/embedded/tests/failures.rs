@@ -4,6 +4,8 @@ use std::io;
 use std::sync::Mutex;
 use std::time::Instant;
 
+use chatring_core::kv::InFlight;
+
 use super::*;
 use crate::store::embedded::disk::fault::{PageCacheDisk, Platter, Syncing};
 use crate::store::embedded::resolver::ResolverBounds;
@@ -92,6 +94,42 @@ fn a_full_disk_acknowledges_nothing_and_goes_on_once_there_is_room() {
     let metrics = store.metrics();
     assert_eq!((metrics.unavailable, metrics.lane_stopped), (1, 1));
     assert_eq!(metrics.reserve_bytes, 64 << 20);
+}
+
+#[test]
+fn a_write_without_room_is_unknown_and_the_store_goes_on_once_there_is_room() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, faults, fatal) = open_faulty(dir.path());
+    let mut client = Client::new(&store);
+    client.set("before", "1");
+    faults.full.store(true, SeqCst);
+    faults.fail_before.store(1, SeqCst);
+    let commit = in_lane(1, writes(vec![set("torn", "1")]));
+    assert_eq!(client.commit(commit.clone()), Outcome::Unknown(InFlight::Maybe));
+    assert_eq!(client.commit(commit.clone()), Outcome::LaneStopped);
+    faults.fail_before.store(u64::MAX, SeqCst);
+    let again = client.commit(writes(vec![set("after", "1")]));
+    stamp(again);
+    assert_eq!(client.value("torn"), None);
+    assert_eq!(client.value("before").as_deref(), Some("1"));
+    client.handle.resume(LaneId(1));
+    stamp(client.commit(commit));
+    assert_eq!(fatal.load(SeqCst), 0);
+}
+
+#[test]
+fn a_write_that_is_there_although_its_sync_failed_for_want_of_room_is_fatal() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, faults, fatal) = open_faulty(dir.path());
+    let mut client = Client::new(&store);
+    faults.full.store(true, SeqCst);
+    faults.fail_after.store(0, SeqCst);
+    let commit = writes(vec![set("k", "1")]);
+    assert_eq!(client.commit(commit.clone()), Outcome::Unknown(InFlight::Maybe));
+    faults.fail_after.store(u64::MAX, SeqCst);
+    assert_eq!(client.commit(commit), Outcome::Fatal);
+    drop(store);
+    assert_eq!(fatal.load(SeqCst), 1);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
+use super::conformance::copy_tree;
 use super::*;
 use crate::store::embedded::OpenError;
 
@@ -109,17 +110,4 @@ fn a_torn_journal_tail_is_cut_off_and_everything_acked_is_there() {
 fn journal_of(dir: &Path) -> std::path::PathBuf {
     let files = fs::read_dir(dir.join("rows")).unwrap().map(|entry| entry.unwrap().path());
     files.into_iter().find(|path| path.extension().is_some_and(|ext| ext == "jnl")).unwrap()
-}
-
-fn copy_tree(from: &Path, to: &Path) {
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            fs::create_dir_all(&target).unwrap();
-            copy_tree(&entry.path(), &target);
-        } else {
-            fs::copy(entry.path(), target).unwrap();
-        }
-    }
 }

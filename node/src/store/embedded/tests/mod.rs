@@ -2,8 +2,10 @@
 #![allow(clippy::unwrap_used)]
 
 mod commits;
+mod conformance;
 mod failures;
 mod folders;
+mod full;
 
 use std::path::Path;
 use std::sync::Arc;
