@@ -98,7 +98,8 @@ pub(crate) fn server_frame(max: u64) -> BoxedStrategy<ServerFrame> {
         4 => quick,
         3 => plain,
         1 => welcome(max),
-        1 => (request(), head(max)).prop_map(|(request, head)| ServerFrame::Opened { request, head }),
+        1 => (request(), head(max))
+            .prop_map(|(request, head)| ServerFrame::Opened { request, head }),
         1 => (request(), failure())
             .prop_map(|(request, error)| ServerFrame::Refused { request, error }),
         1 => head(max).prop_map(ServerFrame::Head),

@@ -1,9 +1,9 @@
 //! How the fields of binary frames are written and read, and the envelope of length and opcode.
 //!
 //! ```text
-//!  frame   = length varint · opcode u8 · fields … payload        (length counts from the opcode on)
+//!  frame   = length varint · opcode u8 · fields … payload      (length counts from the opcode on)
 //!  blob    = length varint · bytes
-//!  tagged  = (tag varint · length varint · bytes)*               tags ascend, unknown ones are skipped
+//!  tagged  = (tag varint · length varint · bytes)*          tags ascend, unknown ones are skipped
 //! ```
 
 use bytes::{BufMut, Bytes, BytesMut};

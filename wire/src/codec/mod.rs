@@ -2,8 +2,8 @@
 //! gathering of frames into WebSocket messages.
 //!
 //! ```text
-//!  ServerFrame ─ServerCodec::encode─▶ Outgoing ─messages─▶ WebSocket ─▶ ClientCodec::decode ─▶ ServerFrame
-//!  ClientFrame ─ClientCodec::encode─▶ Outgoing ─messages─▶ WebSocket ─▶ ServerCodec::decode ─▶ ClientFrame
+//!  ServerFrame ─ServerCodec::encode─▶ Outgoing ─WebSocket─▶ ClientCodec::decode─▶ ServerFrame
+//!  ClientFrame ─ClientCodec::encode─▶ Outgoing ─WebSocket─▶ ServerCodec::decode─▶ ClientFrame
 //! ```
 
 mod alias;
