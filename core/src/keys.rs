@@ -1,8 +1,8 @@
 //! Every key of the store, with its writer. Binary, fixed width, big-endian.
 //!
 //! ```text
-//!  10 id     kind  rest            a user's or a channel's rows; the id's top 12 bits are its vshard,
-//!                                  so that one vshard is contiguous, and in it each user and channel
+//!  10 id     kind  rest            a user's or a channel's rows; the id's top 12 bits are its
+//!                                  vshard, so that one is contiguous, and in it each of both
 //!  12 kind   rest                  what the node and the deployment keep about themselves
 //!  14 v      kind  rest            a shard's own rows, spread by v (two bytes, a hash of the rest)
 //! ```

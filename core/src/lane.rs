@@ -72,7 +72,8 @@ pub enum LaneOutput<T> {
     Resume(LaneId),
     /// These appends are stored, at or below the version, in the order in which they were pushed.
     Stored(Version, Vec<T>),
-    /// The core is another process's now, or the store broke its word: nothing more can be promised.
+    /// The core is another process's now, or the store broke its word: nothing more can be
+    /// promised.
     Lost,
 }
 

@@ -1,6 +1,7 @@
 //! The messages of a channel that a repeat is compared with before the store is asked.
 //!
-//! The map covers (`complete_from`, head]: a send with a base in there that is not in the map is new.
+//! The map covers (`complete_from`, head]: a send with a base in there that is not in the map is
+//! new.
 
 use std::collections::VecDeque;
 

@@ -157,7 +157,8 @@ impl Shard {
     }
 
     /// Takes in what happened at `now`. May be called many times before the effects are drained:
-    /// what the inputs of one turn produce for the store and for other shards then goes out together.
+    /// what the inputs of one turn produce for the store and for other shards then goes out
+    /// together.
     pub fn step(&mut self, now: Now, input: Input) {
         self.now = now;
         match input {

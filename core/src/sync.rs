@@ -1,10 +1,10 @@
 //! Sync: brings a session up to date after any absence, and audits the live ones.
 //!
 //! ```text
-//!  cursor P ──▶ read a slice of inbox and marker rows at R ──▶ more slices … ──▶ heads, newest first
+//!  cursor P ──▶ read a slice of inbox and marker rows at R ──▶ more … ──▶ heads, newest first
 //!                    │ the first slice's R becomes the position                     │
 //!                    ▼                                                              ▼
-//!               held notifications ≤ R drop, the others are pushed     pages of the newest channels
+//!               held notifications ≤ R drop, the others are pushed    pages of the newest channels
 //!                                                                                   │
 //!                                                              synced{cursor at R} ◀┘
 //! ```

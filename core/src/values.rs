@@ -5,8 +5,8 @@
 //!             └──────────── stamp, in values that sync reads ───┘
 //! ```
 //!
-//! Numbers are varints unless a width is said. Trailing bytes that this build does not know are kept
-//! when a row is rewritten.
+//! Numbers are varints unless a width is said. Trailing bytes that this build does not know are
+//! kept when a row is rewritten.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use chatring_wire::frame::{ChannelKind, MessageKind, Row};

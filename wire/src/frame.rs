@@ -544,8 +544,8 @@ pub struct Page {
     pub from: Seq,
     /// Highest position that the page covers; below `from` if it covers none.
     pub to: Seq,
-    /// Whether more lies below `from` (in a sync: cached messages below are stale; in `rows`: on the
-    /// far side of the reading direction, within the asked range).
+    /// Whether more lies below `from` (in a sync: cached messages below are stale; in `rows`: on
+    /// the far side of the reading direction, within the asked range).
     pub gap: bool,
     /// The messages `from` … `to`, each once.
     pub rows: Vec<Row>,

@@ -54,7 +54,8 @@ impl HttpStatus {
         out.put_slice(format!("HTTP/1.1 {} {reason}\r\n", self.number()).as_bytes());
         match self {
             HttpStatus::UpgradeRequired => out.put_slice(
-                b"Upgrade: websocket\r\nConnection: Upgrade, close\r\nSec-WebSocket-Version: 13\r\n",
+                b"Upgrade: websocket\r\nConnection: Upgrade, close\r\n\
+                  Sec-WebSocket-Version: 13\r\n",
             ),
             HttpStatus::MethodNotAllowed => {
                 out.put_slice(b"Allow: GET\r\nConnection: close\r\n");
