@@ -1,3 +1,6 @@
 //! Tests of the whole product, one module per behaviour, all in one binary.
 
+mod cli_config;
+mod cli_token;
+mod common;
 mod tidy;

@@ -4,6 +4,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use chatring_core::counters::{CounterKind, Counters};
 
+use crate::rt::StatValues;
+use crate::store::embedded::{StoreMetrics, WRITE_US_BOUNDS};
+
 /// One figure with its name. Names carry their unit and no `_total`, which the format adds.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Metric {
@@ -55,6 +58,52 @@ pub fn of_shards(counters: &Counters) -> Vec<Metric> {
         Metric::new(&format!("chatring_{name}"), help, value)
     };
     counters.each().into_iter().map(metric).collect()
+}
+
+/// The runtime of the shards, summed by the caller.
+pub fn of_runtime(stats: &StatValues) -> Vec<Metric> {
+    let metric = |(name, help, value)| {
+        Metric::new(&format!("chatring_shard_{name}"), help, MetricValue::Counter(value))
+    };
+    stats.each().into_iter().map(metric).collect()
+}
+
+/// The embedded store.
+pub fn of_store(store: &StoreMetrics) -> Vec<Metric> {
+    let counters = [
+        ("groups", "groups that are durable", store.groups),
+        ("commits", "commits in durable groups", store.commits),
+        ("rows", "rows written by durable groups", store.rows),
+        ("written_bytes", "bytes of the commits in durable groups", store.bytes),
+        ("conflicts", "commits refused because of a conflict", store.conflicts),
+        ("too_old", "commits and reads at a version no longer known", store.too_old),
+        ("throttled", "commits and reads refused because a queue was full", store.throttled),
+        ("unavailable", "commits refused, mostly for want of room", store.unavailable),
+        ("lane_stopped", "commits refused in a stopped lane", store.lane_stopped),
+        ("reads", "reads served", store.reads),
+        ("read_errors", "reads that failed at the disk", store.read_errors),
+    ];
+    let gauges = [
+        ("queued_commits", "commits waiting for a group", store.queued_commits as u64),
+        ("queued_bytes", "bytes of the commits waiting for a group", store.queued_bytes as u64),
+        ("queued_reads", "reads waiting for a reader", store.queued_reads as u64),
+        ("snapshots_held", "snapshots held for reads at a version", store.snapshots_held as u64),
+        ("resolver_writes", "writes that the resolver remembers", store.resolver_writes as u64),
+        ("disk_free_bytes", "bytes that the file system has free", store.free_bytes),
+        ("disk_reserve_bytes", "bytes that are kept free", store.reserve_bytes),
+    ];
+    let counters = counters.map(|(name, help, v)| (name, help, MetricValue::Counter(v)));
+    let gauges = gauges.map(|(name, help, v)| (name, help, MetricValue::Gauge(v)));
+    let micros = |us: u64| us as f64 / 1e6;
+    let bounds = WRITE_US_BOUNDS.into_iter().map(micros).chain([f64::MAX]);
+    let writes = MetricValue::Histogram {
+        sum: micros(store.write_us_sum),
+        buckets: bounds.zip(store.write_us_buckets).collect(),
+    };
+    let writes = [("write_seconds", "time to write and sync a group", writes)];
+    let all = counters.into_iter().chain(gauges).chain(writes);
+    all.map(|(name, help, value)| Metric::new(&format!("chatring_store_{name}"), help, value))
+        .collect()
 }
 
 /// The process: memory, descriptors, processor time, start. What the system does not tell is left

@@ -42,8 +42,8 @@ pub trait Clients: Send + Sync + 'static {
     /// Waits until all shards accept.
     fn wait_ready(&self, timeout: Duration) -> Result<(), String>;
 
-    /// Tells sessions when to come back, refuses new ones, finishes what is in flight and closes the
-    /// store.
+    /// Tells sessions when to come back, refuses new ones, finishes what is in flight and closes
+    /// the store.
     fn drain(&self, timeout: Duration) -> Drained;
 
     /// Its figures.

@@ -5,7 +5,9 @@ use std::time::{Duration, SystemTime};
 use chatring_core::counters::Counters;
 
 use super::*;
-use crate::metrics::{MetricValue, of_process, of_shards};
+use crate::metrics::{of_process, of_runtime, of_shards, of_store};
+use crate::rt::StatValues;
+use crate::store::embedded::StoreMetrics;
 
 fn api(connections_max: usize) -> Api {
     Api::start(SocketAddr::from(([127, 0, 0, 1], 0)), connections_max, |_| {}).expect("a port")
@@ -84,12 +86,15 @@ fn connections_above_the_bound_wait() {
 #[test]
 fn the_figures_are_prometheus_text() {
     let api = api(4);
-    let buckets = vec![(0.001, 3), (0.01, 2), (f64::MAX, 1)];
+    let mut store = StoreMetrics { write_us_sum: 500_000, ..StoreMetrics::default() };
+    store.write_us_buckets[3] = 3;
+    store.write_us_buckets[6] = 2;
+    *store.write_us_buckets.last_mut().expect("buckets") = 1;
     api.set_scrape(Box::new(move || {
         let mut metrics = of_process(SystemTime::UNIX_EPOCH + Duration::from_secs(5));
         metrics.extend(of_shards(&Counters { sends: 7, sessions: 3, ..Counters::default() }));
-        let value = MetricValue::Histogram { sum: 0.5, buckets: buckets.clone() };
-        metrics.push(Metric::new("chatring_store_write_seconds", "writes", value));
+        metrics.extend(of_runtime(&StatValues { ticks: 9, ..StatValues::default() }));
+        metrics.extend(of_store(&store));
         metrics
     }));
     let (status, text) = get(&api, "/metrics");
@@ -109,6 +114,8 @@ fn the_figures_are_prometheus_text() {
         ("chatring_store_write_seconds_bucket{le=\"0.01\"}", 5.0),
         ("chatring_store_write_seconds_bucket{le=\"+Inf\"}", 6.0),
         ("chatring_store_write_seconds_count", 6.0),
+        ("chatring_store_write_seconds_sum", 0.5),
+        ("chatring_shard_ticks_total", 9.0),
     ] {
         assert_eq!(samples.get(name), Some(&value), "{name}\n{text}");
     }

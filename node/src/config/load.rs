@@ -8,11 +8,10 @@ use chatring_wire::limits::{BODY_BYTES_MAX, NAME_BYTES_MAX};
 use thiserror::Error;
 
 use super::Config;
+use crate::rt::SHARDS_MAX;
 
 /// Largest configuration file that is read.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
-/// Most shards of a node: far above the cores of any machine this runs on.
-const SHARDS_MAX: u64 = 256;
 /// Most issuers besides the deployment's own.
 const ISSUERS_MAX: usize = 64;
 /// Most keys of an issuer: each one may cost a signature check per token.
@@ -121,7 +120,7 @@ impl Config {
         let l = &self.limits;
         let body = BODY_BYTES_MAX as u64;
         let ranges = [
-            ("server.shards", self.server.shards.into(), 0, SHARDS_MAX),
+            ("server.shards", self.server.shards.into(), 0, SHARDS_MAX.into()),
             ("limits.heartbeat (ms)", l.heartbeat.as_ms(), 1_000, 600_000),
             ("limits.window_pushes", l.window_pushes.into(), 1, COUNT_MAX),
             ("limits.window_bytes", l.window_bytes.into(), body, COUNT_MAX),
@@ -132,6 +131,8 @@ impl Config {
             ("limits.sends_burst", l.sends_burst.into(), 1, COUNT_MAX),
             ("limits.lane_appends_max", l.lane_appends_max as u64, 1, COUNT_MAX),
             ("limits.lane_bytes_max", l.lane_bytes_max as u64, 2 * body, 1 << 40),
+            ("limits.channels_in_memory_max", l.channels_in_memory_max as u64, 16, COUNT_MAX),
+            ("limits.recent_max", l.recent_max as u64, 1, 65_536),
             ("limits.audit (ms)", l.audit.as_ms(), 1_000, 86_400_000),
             ("limits.http_connections_max", l.http_connections_max as u64, 1, 65_536),
             ("store.commit_gap (us)", self.store.commit_gap.as_us(), 0, 1_000_000),

@@ -76,6 +76,10 @@ pub struct Limits {
     pub lane_bytes_max: usize,
     /// Time between audits of a live session.
     pub audit: Period,
+    /// Channels that a shard keeps in memory; those not used lately give way.
+    pub channels_in_memory_max: usize,
+    /// Messages of a channel that a repeat is compared with in memory.
+    pub recent_max: usize,
     /// HTTP connections at a time.
     pub http_connections_max: usize,
 }
@@ -95,7 +99,8 @@ impl Limits {
             lane_appends_max: self.lane_appends_max,
             lane_bytes_max: self.lane_bytes_max,
             audit_ms: self.audit.as_ms(),
-            ..ShardLimits::default()
+            channels_in_memory_max: self.channels_in_memory_max,
+            recent_max: self.recent_max,
         }
     }
 }
@@ -115,6 +120,8 @@ impl Default for Limits {
             lane_appends_max: shard.lane_appends_max,
             lane_bytes_max: shard.lane_bytes_max,
             audit: Period::from_ms(shard.audit_ms),
+            channels_in_memory_max: shard.channels_in_memory_max,
+            recent_max: shard.recent_max,
             http_connections_max: 256,
         }
     }

@@ -226,7 +226,8 @@ impl Io {
         self.end(id, Closed::ByUs);
     }
 
-    /// Lets go of a live connection, which another shard may [`Io::adopt`]. `None` if it is closing.
+    /// Lets go of a live connection, which another shard may [`Io::adopt`]. `None` if it is
+    /// closing.
     pub fn release(&mut self, id: ConnId) -> Option<Released> {
         let conn = self.conn(id).filter(|c| c.life == Life::Open)?;
         // SAFETY: the stream owns the descriptor and lives until after the borrow.

@@ -1,0 +1,29 @@
+//! Runs the real binary.
+
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+/// The server's executable, built for this test.
+pub fn executable() -> PathBuf {
+    PathBuf::from(env!("CARGO_BIN_EXE_chatring"))
+}
+
+/// Runs `chatring` with arguments to its end. For commands that end by themselves.
+pub fn chatring(args: &[&str]) -> Output {
+    Command::new(executable()).args(args).output().expect("the executable runs")
+}
+
+/// What a command wrote to its standard output.
+pub fn stdout(output: &Output) -> &str {
+    std::str::from_utf8(&output.stdout).expect("text")
+}
+
+/// Checks that a command refused its work the way operators are promised: exit code 2 and one line
+/// on stderr, which is returned.
+pub fn refusal(output: &Output) -> &str {
+    let text = std::str::from_utf8(&output.stderr).expect("text");
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    assert_eq!(text.lines().count(), 1, "one line: {text:?}");
+    assert!(text.starts_with("chatring: "), "{text:?}");
+    text.trim_end()
+}
