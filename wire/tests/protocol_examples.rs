@@ -1,8 +1,8 @@
 //! Goal: what `docs/protocol.md` shows is what the code does.
 //!
-//! Method: each fenced block `hex client` or `hex server` is followed by a `json` block with the same
-//! frames. Both are decoded and compared, and what comes out is encoded again and compared with
-//! what the document says.
+//! Method: each fenced block `hex client` or `hex server` is followed by a `json` block with the
+//! same frames. Both are decoded and compared, and what comes out is encoded again and compared
+//! with what the document says.
 
 use std::collections::BTreeSet;
 
