@@ -31,10 +31,16 @@ pub const BACKOFF_MS_MIN: u64 = 200;
 pub const BACKOFF_MS_MAX: u64 = 10_000;
 /// Width of the spread of a reconnect that the server asked for "now".
 pub const RECONNECT_SPREAD_MS: u64 = 100;
-/// Shortest pause before a retry that the server gave no time for.
+/// First pause before a send goes out again that came back twice; it doubles.
 pub const RETRY_MS_MIN: u64 = 100;
+/// Pause before a retry of something refused for now that the server gave no time for.
+pub const RETRY_MS_DEFAULT: u64 = 500;
 /// Longest pause before a retry, whatever the server says.
 pub const RETRY_MS_MAX: u64 = 60_000;
+/// Channels that pushes named before any sync did; more are left to the sync.
+pub const STRANGERS_MAX: usize = 4096;
+/// A connection that used this many request numbers is replaced by a new one.
+pub const REQUEST_MAX: u32 = u32::MAX - 65_536;
 /// Positions at or above this are none (it leaves room for sums).
 pub const SEQ_MAX: u64 = 1 << 60;
 
