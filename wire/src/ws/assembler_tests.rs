@@ -158,6 +158,16 @@ fn memory_is_held_only_inside_a_message_and_grows_with_what_came() {
     assert!(size_of::<Decoder>() <= 160, "{} bytes for each session", size_of::<Decoder>());
 }
 
+#[test]
+fn a_message_that_comes_whole_takes_exactly_its_size() {
+    let mut decoder = Decoder::new(Role::Server, SMALL);
+    let bytes = frames(&[(true, Opcode::Binary, &[1; 300])]);
+    let Ok(Some(Event::Message { payload, .. })) = decoder.next(&mut &bytes[..]) else {
+        panic!("no message")
+    };
+    assert_eq!(payload.try_into_mut().unwrap().capacity(), 300);
+}
+
 #[derive(Clone, Debug)]
 enum Sent {
     Message(bool, Vec<Vec<u8>>),

@@ -53,10 +53,10 @@ impl HttpStatus {
         };
         out.put_slice(format!("HTTP/1.1 {} {reason}\r\n", self.number()).as_bytes());
         match self {
-            HttpStatus::UpgradeRequired => out.put_slice(
-                b"Upgrade: websocket\r\nConnection: Upgrade, close\r\n\
-                  Sec-WebSocket-Version: 13\r\n",
-            ),
+            HttpStatus::UpgradeRequired => {
+                out.put_slice(b"Upgrade: websocket\r\nConnection: Upgrade, close\r\n");
+                out.put_slice(b"Sec-WebSocket-Version: 13\r\n");
+            }
             HttpStatus::MethodNotAllowed => {
                 out.put_slice(b"Allow: GET\r\nConnection: close\r\n");
             }
@@ -135,11 +135,12 @@ mod tests {
 
     #[test]
     fn the_end_of_a_head_is_found_across_reads() {
-        let head = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
-        for cut in 0..head.len() {
-            let mut scan = HeadScan::default();
-            assert!(!scan.has_new_end(&head[..cut]));
-            assert!(scan.has_new_end(head));
+        for head in ["A\r\nHost: a\r\n\r\n", "A\nHost: a\n\n", "A\r\nHost: a\n\r\n"] {
+            for cut in 0..head.len() {
+                let mut scan = HeadScan::default();
+                assert!(!scan.has_new_end(&head.as_bytes()[..cut]));
+                assert!(scan.has_new_end(head.as_bytes()));
+            }
         }
     }
 

@@ -35,6 +35,8 @@ mod close;
 mod frame;
 mod handshake;
 mod mask;
+#[cfg(test)]
+mod oracle_tests;
 
 use thiserror::Error;
 
