@@ -16,7 +16,7 @@ pub mod cache;
 pub mod session;
 pub mod token;
 
-pub use cache::{CacheImage, CacheWrite, OutboxEntry};
+pub use cache::{CacheError, CacheFile, CacheImage, CacheWrite, OutboxEntry};
 pub use session::{
     Config, Delivery, Disconnect, End, Event, Keep, Millis, OpenError, SendError, Session, Start,
     Stats, Ticket, Wish,

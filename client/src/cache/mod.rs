@@ -1,14 +1,19 @@
 //! What of a session survives a restart: an image in memory, and its changes as data.
 //!
 //! A session starts from a [`CacheImage`] and hands out [`CacheWrite`]s; applied to an image (or to
-//! a file) batch by batch they give the image that the session would go on from. A batch
+//! a [`CacheFile`]) batch by batch they give the image that the session would go on from. A batch
 //! is one transaction: a cursor is never kept without the messages that it covers.
+
+mod file;
+mod record;
 
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use chatring_wire::frame::{ChannelKind, MessageKind, Row};
 use chatring_wire::{Cid, Cmid, HistoryId, InstallationId, MemberNumber, Ordinal, Seq, Uid};
+
+pub use file::{CacheError, CacheFile};
 
 /// Everything that a session keeps.
 #[derive(Clone, Debug, PartialEq, Eq)]
