@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 pub mod cache;
+pub mod driver;
 pub mod session;
 pub mod token;
 

@@ -248,8 +248,13 @@ impl Session {
     /// connections as it takes.
     ///
     /// # Errors
-    /// `Full` if too many requests are open.
+    /// `Full` if too many requests are open, `NameTooLong`.
     pub fn open(&mut self, now: Millis, with: UserRef) -> Result<Ticket, OpenError> {
+        if let UserRef::Subject { issuer, subject } = &with
+            && issuer.len().max(subject.len()) > chatring_wire::limits::NAME_BYTES_MAX
+        {
+            return Err(OpenError::NameTooLong);
+        }
         self.ask(now, Ask::Open(with))
     }
 
@@ -329,7 +334,7 @@ impl Session {
         if !self.channels.contains_key(&cid) {
             return Err(OpenError::UnknownChannel);
         }
-        if from.0 == 0 || from > to {
+        if from.0 == 0 || from > to || to.0 >= limits::SEQ_MAX {
             return Err(OpenError::NoSuchPosition);
         }
         self.ask(now, Ask::Read { cid, from, to, direction })

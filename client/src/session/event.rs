@@ -190,6 +190,9 @@ pub enum OpenError {
     /// The channel is not known.
     #[error("the channel is not known")]
     UnknownChannel,
+    /// An issuer or subject above 256 bytes.
+    #[error("the name is too long")]
+    NameTooLong,
     /// A position above the newest message, or an empty range.
     #[error("the position does not exist")]
     NoSuchPosition,

@@ -41,8 +41,8 @@ pub const RETRY_MS_MAX: u64 = 60_000;
 pub const STRANGERS_MAX: usize = 4096;
 /// A connection that used this many request numbers is replaced by a new one.
 pub const REQUEST_MAX: u32 = u32::MAX - 65_536;
-/// Positions at or above this are none (it leaves room for sums).
-pub const SEQ_MAX: u64 = 1 << 60;
+/// Positions at or above this are none: JSON could not carry them, and sums have room.
+pub const SEQ_MAX: u64 = chatring_wire::limits::JSON_NUMBER_MAX;
 
 const _: () = assert!(ACK_PUSHES > 0 && BACKOFF_MS_MIN <= BACKOFF_MS_MAX);
 const _: () = assert!(RETRY_MS_MIN <= RETRY_MS_MAX);

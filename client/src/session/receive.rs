@@ -61,7 +61,8 @@ impl Session {
             self.history = Some(history);
         }
         self.device = Some(welcome.device);
-        self.body_bytes_max = welcome.body_bytes_max as usize;
+        let body_bytes_max = welcome.body_bytes_max as usize;
+        self.body_bytes_max = body_bytes_max.min(chatring_wire::limits::BODY_BYTES_MAX);
         self.out.stats.connections += 1;
         self.out.event(Event::Connected {
             uid,
