@@ -93,6 +93,15 @@ pub struct NewMessage {
     pub body: Bytes,
 }
 
+/// Who sent a message, as the node says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Author {
+    /// The user who received it.
+    Receiver,
+    /// Somebody else.
+    Other,
+}
+
 /// What an ack or a delivery means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -225,15 +234,23 @@ impl Book {
         Verdict::Good { intended_ns }
     }
 
-    /// The client of `receiver` gives a message that others sent.
-    pub fn delivered(&mut self, receiver: u32, cid: Cid, seq: Seq, body: &[u8]) -> Verdict {
+    /// The client of `receiver` gives a message of a channel.
+    pub fn delivered(
+        &mut self,
+        receiver: u32,
+        cid: Cid,
+        seq: Seq,
+        author: Author,
+        body: &[u8],
+    ) -> Verdict {
         let stamp = match Stamp::parse(body) {
             Parsed::Whole(stamp) if stamp.run == self.run => stamp,
             Parsed::Damaged(run) if run == self.run => return self.corrupt(receiver, seq, body),
             _ => return self.foreign(receiver, cid, seq),
         };
         let ours = self.channel(receiver) == Some(cid);
-        if !ours || body.len() != self.body_bytes || stamp.sender / 2 != receiver / 2 {
+        let misnamed = (stamp.sender == receiver) != (author == Author::Receiver);
+        if !ours || misnamed || body.len() != self.body_bytes || stamp.sender / 2 != receiver / 2 {
             return self.corrupt(receiver, seq, body);
         }
         let Some(sender) = self.users.get_mut(stamp.sender as usize) else {

@@ -5,11 +5,16 @@
 
 pub mod book;
 pub mod cli;
+pub mod connection;
 pub mod latency;
 pub mod ledger;
 pub mod limits;
 pub mod machine;
 pub mod plan;
+pub mod pool;
 pub mod ready;
 pub mod report;
+pub mod scenario;
 pub mod stamp;
+pub mod tally;
+pub mod threads;

@@ -28,7 +28,7 @@ pub const READY_FILE_BYTES_MAX: u64 = 64 * 1024;
 pub const LEDGER_LINE_BYTES_MAX: usize = 66 * 1024;
 /// Most lines of all ledgers of one `verify`; they are held in memory.
 pub const LEDGER_LINES_MAX: usize = 20_000_000;
-/// Messages asked for with one range read.
-pub const RANGE_ROWS: u32 = 256;
+/// Users of `verify` who are signed in at once.
+pub const READERS_AT_ONCE_MAX: usize = 64;
 /// Most differences that are printed one by one.
 pub const FINDINGS_PRINTED_MAX: usize = 20;

@@ -6,6 +6,8 @@
 //! In the closed loop each user keeps a window of messages in flight; it measures capacity, and its
 //! latencies are those of a saturated server.
 
+use std::time::Duration;
+
 use crate::stamp::Mixer;
 
 const NANOS_PER_S: u128 = 1_000_000_000;
@@ -22,7 +24,8 @@ pub struct Intended {
 /// The open loop: evenly spaced sends, each user once per round, in an order drawn anew per round.
 #[derive(Debug)]
 pub struct OpenLoop {
-    rate_per_s: u32,
+    /// The time between two sends is `interval_ns.0` ÷ `interval_ns.1`.
+    interval_ns: (u128, u128),
     phase_ns: u64,
     total: u64,
     next: u64,
@@ -30,14 +33,35 @@ pub struct OpenLoop {
     random: Mixer,
 }
 
+/// What the plans of all threads share.
+#[derive(Clone, Copy, Debug)]
+pub struct Rate {
+    /// Messages a second of all users together, at least 1.
+    pub per_s: u32,
+    /// How many users there are in all threads.
+    pub all_users: u32,
+    /// How long they send.
+    pub length: Duration,
+    /// Decides the order of the users.
+    pub seed: u64,
+}
+
 impl OpenLoop {
-    /// `rate_per_s` messages a second of all `users` (at least 1) together, until `total` are sent.
-    /// `phase_ns` shifts all of them, so that the plans of several threads interleave.
-    pub fn new(users: u32, rate_per_s: u32, phase_ns: u64, total: u64, seed: u64) -> OpenLoop {
-        assert!(users > 0 && rate_per_s > 0, "the command line excludes zero");
-        let order = (0..users).collect();
-        let mut plan =
-            OpenLoop { rate_per_s, phase_ns, total, next: 0, order, random: Mixer(seed) };
+    /// The plan of a thread that has `users` (at least 1) of the users and so that share of the
+    /// rate. `thread` of `threads` shifts it, so that the plans of the threads interleave.
+    pub fn new(rate: Rate, users: u32, thread: u32, threads: u32) -> OpenLoop {
+        assert!(users > 0 && rate.per_s > 0, "the command line excludes zero");
+        let interval_ns =
+            (NANOS_PER_S * u128::from(rate.all_users), u128::from(rate.per_s) * u128::from(users));
+        let phase_ns = interval_ns.0 * u128::from(thread) / interval_ns.1 / u128::from(threads);
+        let mut plan = OpenLoop {
+            interval_ns,
+            phase_ns: phase_ns as u64,
+            total: (rate.length.as_nanos() * interval_ns.1).div_ceil(interval_ns.0) as u64,
+            next: 0,
+            order: (0..users).collect(),
+            random: Mixer(rate.seed.wrapping_add(u64::from(thread) << 32)),
+        };
         plan.shuffle();
         plan
     }
@@ -66,7 +90,7 @@ impl OpenLoop {
     }
 
     fn at_ns(&self, index: u64) -> u64 {
-        let offset = u128::from(index) * NANOS_PER_S / u128::from(self.rate_per_s);
+        let offset = u128::from(index) * self.interval_ns.0 / self.interval_ns.1;
         self.phase_ns + offset as u64
     }
 
@@ -83,19 +107,24 @@ impl OpenLoop {
 mod tests {
     use super::*;
 
+    fn plan(users: u32, per_s: u32, total: u64, seed: u64) -> OpenLoop {
+        let length = Duration::from_nanos(total * 1_000_000_000 / u64::from(per_s));
+        OpenLoop::new(Rate { per_s, all_users: users, length, seed }, users, 0, 1)
+    }
+
     fn drain(plan: &mut OpenLoop, now_ns: u64) -> Vec<Intended> {
         std::iter::from_fn(|| plan.due(now_ns)).collect()
     }
 
     #[test]
     fn a_late_plan_skips_nothing() {
-        let mut prompt = OpenLoop::new(10, 1_000, 0, 5_000, 7);
+        let mut prompt = plan(10, 1_000, 5_000, 7);
         let mut expected = Vec::new();
         for step in 0..5_001 {
             expected.extend(drain(&mut prompt, step * 1_000_000));
         }
         assert_eq!(expected.len(), 5_000);
-        let mut late = OpenLoop::new(10, 1_000, 0, 5_000, 7);
+        let mut late = plan(10, 1_000, 5_000, 7);
         let mut got = drain(&mut late, 3_000_000);
         got.extend(drain(&mut late, 4_200_000_000));
         got.extend(drain(&mut late, u64::MAX));
@@ -105,18 +134,33 @@ mod tests {
 
     #[test]
     fn sends_are_evenly_spaced_and_never_early() {
-        let mut plan = OpenLoop::new(3, 3_000, 50, 9_000, 1);
-        assert_eq!(plan.next_at_ns(), Some(50));
-        assert_eq!(plan.due(49), None);
+        let mut plan = plan(3, 3_000, 9_000, 1);
+        assert_eq!(plan.next_at_ns(), Some(0));
+        assert!(plan.due(0).is_some());
+        assert_eq!(plan.due(333_332), None);
         let sends = drain(&mut plan, u64::MAX);
-        for (index, send) in sends.iter().enumerate() {
-            assert_eq!(send.at_ns, 50 + index as u64 * 1_000_000_000 / 3_000);
+        for (index, send) in (1..).zip(&sends) {
+            assert_eq!(send.at_ns, index * 1_000_000_000 / 3_000);
         }
     }
 
     #[test]
+    fn threads_share_the_rate_and_interleave() {
+        let length = Duration::from_secs(2);
+        let rate = Rate { per_s: 600, all_users: 6, length, seed: 1 };
+        let sends = |users, thread| {
+            let mut plan = OpenLoop::new(rate, users, thread, 2);
+            drain(&mut plan, u64::MAX)
+        };
+        let (large, small) = (sends(4, 0), sends(2, 1));
+        assert_eq!((large.len(), small.len()), (800, 400));
+        assert_eq!(large[1].at_ns - large[0].at_ns, 2_500_000);
+        assert_eq!((small[0].at_ns, small[1].at_ns), (2_500_000, 7_500_000));
+    }
+
+    #[test]
     fn each_user_sends_once_per_round_in_an_order_of_the_seed() {
-        let sends = |seed| drain(&mut OpenLoop::new(50, 100, 0, 500, seed), u64::MAX);
+        let sends = |seed| drain(&mut plan(50, 100, 500, seed), u64::MAX);
         for round in sends(1).chunks(50) {
             let mut users: Vec<_> = round.iter().map(|send| send.user).collect();
             users.sort_unstable();
@@ -128,7 +172,7 @@ mod tests {
 
     #[test]
     fn a_stopped_plan_gives_nothing_more() {
-        let mut plan = OpenLoop::new(2, 10, 0, 100, 1);
+        let mut plan = plan(2, 10, 100, 1);
         assert!(plan.due(0).is_some());
         plan.stop();
         assert_eq!((plan.due(u64::MAX), plan.next_at_ns()), (None, None));

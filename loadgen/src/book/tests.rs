@@ -14,7 +14,7 @@ fn book(count: u32) -> (Book, Vec<Bytes>) {
 }
 
 fn deliver(book: &mut Book, seq: u64, body: &[u8]) -> Verdict {
-    book.delivered(1, CID, Seq(seq), body)
+    book.delivered(1, CID, Seq(seq), Author::Other, body)
 }
 
 fn counts(book: Book) -> Counts {
@@ -112,10 +112,12 @@ fn a_forged_body_is_caught() {
     assert_eq!(deliver(&mut book, 1, &other), Verdict::Fault, "of a user of another channel");
     let longer = Stamp { run: RUN, sender: 0, number: 0 }.body(BODY_BYTES + 1);
     assert_eq!(deliver(&mut book, 1, &longer), Verdict::Fault, "of another length");
-    let elsewhere = book.delivered(1, Cid(1), Seq(1), &bodies[0]);
+    let elsewhere = book.delivered(1, Cid(1), Seq(1), Author::Other, &bodies[0]);
     assert_eq!(elsewhere, Verdict::Fault, "in another channel");
+    let misnamed = book.delivered(1, CID, Seq(1), Author::Receiver, &bodies[0]);
+    assert_eq!(misnamed, Verdict::Fault, "with another sender");
     let counts = counts(book);
-    assert_eq!((counts.corrupt, counts.delivered), (6, 0));
+    assert_eq!((counts.corrupt, counts.delivered), (7, 0));
 }
 
 #[test]
@@ -157,7 +159,7 @@ fn a_hole_that_never_fills_costs_bounded_memory() {
 fn messages_of_others_fill_positions_and_count_as_foreign() {
     let (mut book, bodies) = book(1);
     assert_eq!(deliver(&mut book, 1, b"hello from a person"), Verdict::Other);
-    book.delivered(0, CID, Seq(1), b"hello from a person");
+    book.delivered(0, CID, Seq(1), Author::Other, b"hello from a person");
     let old = Stamp { run: RunTag::new(6), sender: 0, number: 9 }.body(BODY_BYTES);
     assert_eq!(deliver(&mut book, 2, &old), Verdict::Other);
     book.acked(0, 0, Seq(3));
@@ -171,12 +173,12 @@ fn messages_of_others_fill_positions_and_count_as_foreign() {
 fn ones_own_message_read_back_is_checked_and_not_counted() {
     let (mut book, bodies) = book(1);
     book.acked(0, 0, Seq(1));
-    assert_eq!(book.delivered(0, CID, Seq(1), &bodies[0]), Verdict::Other);
+    assert_eq!(book.delivered(0, CID, Seq(1), Author::Receiver, &bodies[0]), Verdict::Other);
     assert_eq!(book.counts().conflicting, 0);
     assert_eq!(book.counts().reordered, 0);
-    book.delivered(0, CID, Seq(2), &bodies[0]);
+    book.delivered(0, CID, Seq(2), Author::Receiver, &bodies[0]);
     assert_eq!((book.counts().conflicting, book.counts().reordered), (1, 0));
-    book.delivered(0, CID, Seq(1), &bodies[0]);
+    book.delivered(0, CID, Seq(1), Author::Receiver, &bodies[0]);
     assert_eq!((book.counts().conflicting, book.counts().reordered), (1, 1));
 }
 

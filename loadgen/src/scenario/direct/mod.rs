@@ -1,0 +1,407 @@
+//! `direct`: pairs of users talk, in the open or the closed loop, and every message is accounted
+//! for.
+//!
+//! ```text
+//!  connect all ─▶ open all channels ─▶ (all threads ready) ─▶ warm up ─▶ measure ─▶ wait for what
+//!                                                                                   is outstanding
+//! ```
+
+mod talk;
+
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use chatring_client::token::TokenKey;
+use chatring_client::{Config, Session, Start};
+use tokio::task::JoinHandle;
+
+use self::talk::{OUTBOX_ENTRIES_MAX, Phase, State, Talk, User};
+use super::{RunError, Stall};
+use crate::book::{Book, Counts};
+use crate::cli;
+use crate::latency::Latencies;
+use crate::ledger::LedgerWriter;
+use crate::limits::{STALLED_S_MAX, START_STALLED};
+use crate::machine::{FineTimer, thread_cpu_time};
+use crate::plan::{OpenLoop, Rate};
+use crate::pool::{Pool, Wakers, fresh_random, new_session};
+use crate::ready::Ready;
+use crate::report::{Report, Setup};
+use crate::stamp::RunTag;
+use crate::tally::Tally;
+use crate::threads::{self, Line, Order};
+
+/// How often waiting threads look.
+const LOOK: Duration = Duration::from_millis(5);
+/// After everything has arrived: time for what should not arrive (late duplicates).
+const QUIET: Duration = Duration::from_millis(300);
+/// How long sessions may take to say goodbye.
+const GOODBYE_MAX: Duration = Duration::from_secs(2);
+
+/// The name (`sub`) of a user, the same from run to run.
+pub fn user_name(number: u32) -> String {
+    format!("loadgen-{number}")
+}
+
+/// Runs it. The second part of the result are findings and notes for people.
+///
+/// # Errors
+/// The run never began.
+pub fn run(options: &cli::Direct) -> Result<(Report, Vec<String>), RunError> {
+    if let Some(path) = &options.ledger {
+        LedgerWriter::create(path).map_err(RunError::io(path.display().to_string()))?;
+    }
+    let threads = options.threads.min(options.users / 2);
+    let mut random = fresh_random(u64::from(options.users));
+    let common = Common {
+        options,
+        threads,
+        key: Ready::read(&options.node)?.token_key()?,
+        run: RunTag::new(random.draw()),
+        origin: Instant::now(),
+    };
+    let parts = threads::run(threads, |number, line| common.thread(number, line));
+    let parts = parts.map_err(RunError::io("threads and signals"))?;
+    let mut total = Part::default();
+    for part in parts {
+        total.merge(part?);
+    }
+    Ok(common.report(total))
+}
+
+/// What all threads share.
+struct Common<'a> {
+    options: &'a cli::Direct,
+    threads: u32,
+    key: TokenKey,
+    run: RunTag,
+    origin: Instant,
+}
+
+/// What one thread comes to.
+#[derive(Default)]
+struct Part {
+    counts: Counts,
+    notes: Vec<String>,
+    errors: u64,
+    reconnects: u64,
+    acked_measured: u64,
+    delivered_measured: u64,
+    ack: Latencies,
+    deliver: Latencies,
+    tally: Tally,
+    cpu_percent: f64,
+    cut_short: Option<String>,
+}
+
+/// CPU time and bytes at one moment.
+#[derive(Clone, Copy)]
+struct Sample {
+    at: Instant,
+    cpu: Duration,
+    tally: Tally,
+}
+
+impl Part {
+    fn merge(&mut self, other: Part) {
+        self.counts += other.counts;
+        self.notes.extend(other.notes);
+        self.errors += other.errors;
+        self.reconnects += other.reconnects;
+        self.acked_measured += other.acked_measured;
+        self.delivered_measured += other.delivered_measured;
+        self.ack.merge(&other.ack);
+        self.deliver.merge(&other.deliver);
+        self.tally.merge(&other.tally);
+        self.cpu_percent = self.cpu_percent.max(other.cpu_percent);
+        self.cut_short = self.cut_short.take().or(other.cut_short);
+    }
+}
+
+impl Common<'_> {
+    async fn thread(&self, number: u32, mut line: Line) -> Result<Part, RunError> {
+        let wakers = Wakers::new(self.numbers(number).count());
+        let talk = Talk::new(self.state(number)?, wakers.clone());
+        let pool = Rc::new(Pool::new(talk, wakers.clone(), &self.options.node, self.origin));
+        let tasks: Vec<_> = self
+            .numbers(number)
+            .enumerate()
+            .map(|(place, user)| {
+                let session = self.session(user);
+                tokio::task::spawn_local(pool.clone().carry(place, session))
+            })
+            .collect();
+        let sessions = tasks.len();
+        self.wait(&pool, &line, "connected", sessions, |state| state.synced).await?;
+        pool.script.with(|state| state.phase = Phase::Opening);
+        wakers.wake_all();
+        self.wait(&pool, &line, "have their channel", sessions, |state| state.opened).await?;
+        let start = line.ready().await.ok_or(RunError::Stopped)?;
+        let (samples, mut cut_short) = self.talk(number, start, &pool, &wakers, &mut line).await?;
+        if let Some(reason) = self.drain(&pool, &line).await {
+            cut_short.get_or_insert(reason);
+        }
+        pool.script.with(|state| state.phase = Phase::Leaving);
+        wakers.wake_all();
+        let reconnects = leave(tasks).await;
+        let mut part = Part { reconnects, cut_short, ..Part::default() };
+        let [from, to] = samples;
+        part.tally = to.tally.since(&from.tally);
+        let wall = (to.at - from.at).as_secs_f64();
+        part.cpu_percent = (to.cpu - from.cpu).as_secs_f64() / wall * 100.0;
+        self.close(&pool, part)
+    }
+
+    /// The users of a thread: every so-manieth pair.
+    fn numbers(&self, thread: u32) -> impl Iterator<Item = u32> {
+        let pairs = (thread..self.options.users / 2).step_by(self.threads as usize);
+        pairs.flat_map(|pair| [2 * pair, 2 * pair + 1])
+    }
+
+    fn state(&self, thread: u32) -> Result<State, RunError> {
+        let ledger = match &self.options.ledger {
+            Some(path) => {
+                let writer = LedgerWriter::open(path);
+                Some(writer.map_err(RunError::io(path.display().to_string()))?)
+            }
+            None => None,
+        };
+        Ok(State {
+            phase: Phase::Connecting,
+            users: self.numbers(thread).map(User::new).collect(),
+            book: Book::new(self.run, self.options.users, self.options.body),
+            synced: 0,
+            opened: 0,
+            measured_ns: 0..0,
+            acked_measured: 0,
+            delivered_measured: 0,
+            ack: Latencies::new(),
+            deliver: Latencies::new(),
+            ledger,
+            errors: 0,
+            notes: Vec::new(),
+            fatal: None,
+            closed_loop: self.options.window.is_some(),
+            origin: self.origin,
+            random: fresh_random(u64::from(thread)),
+        })
+    }
+
+    fn session(&self, user: u32) -> Session {
+        let mut config = Config::dense("", Start::Head);
+        config.outbox_entries_max = OUTBOX_ENTRIES_MAX;
+        config.outbox_bytes_max = OUTBOX_ENTRIES_MAX * self.options.body;
+        new_session(&self.key, &user_name(user), "direct", config)
+    }
+
+    /// Waits until `count` sessions are so far.
+    async fn wait(
+        &self,
+        pool: &Pool<Talk>,
+        line: &Line,
+        what: &str,
+        count: usize,
+        so_far: impl Fn(&State) -> usize,
+    ) -> Result<(), RunError> {
+        let mut stall = Stall::new(START_STALLED);
+        loop {
+            let (done, fatal) = pool.script.with(|state| (so_far(state), state.fatal.clone()));
+            if let Some(reason) = fatal {
+                return Err(RunError::Node(reason));
+            }
+            if done == count {
+                return Ok(());
+            }
+            if line.order() != Order::Prepare {
+                return Err(RunError::Stopped);
+            }
+            if stall.is_stalled(done as u64) {
+                let reason = pool.failed_connects().1.unwrap_or_default();
+                let text = format!("{done} of {count} users {what}, then nothing: {reason}");
+                return Err(RunError::Node(text));
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Sends as planned, from the common start to the end of the measured time.
+    async fn talk(
+        &self,
+        thread: u32,
+        start: Instant,
+        pool: &Pool<Talk>,
+        wakers: &Wakers,
+        line: &mut Line,
+    ) -> Result<([Sample; 2], Option<String>), RunError> {
+        let from = start + self.options.warmup;
+        let to = from + self.options.duration;
+        let ns = |at: Instant| at.duration_since(self.origin).as_nanos() as u64;
+        pool.script.with(|state| {
+            state.measured_ns = ns(from)..ns(to);
+            state.phase = Phase::Talking;
+        });
+        let mut timer = FineTimer::new().map_err(RunError::io("a timer"))?;
+        timer.sleep(start.saturating_duration_since(Instant::now())).await.ok();
+        let mut plan = self.plan(thread, pool, wakers, ns(start));
+        let mut first = None;
+        loop {
+            let now = Instant::now();
+            let since_start = now.saturating_duration_since(start).as_nanos() as u64;
+            pool.script.with(|state| {
+                while let Some(send) = plan.as_mut().and_then(|plan| plan.due(since_start)) {
+                    state.users[send.user as usize].due.push_back(ns(start) + send.at_ns);
+                    wakers.wake(send.user as usize);
+                }
+                state.flush_ledger();
+            });
+            if now >= from && first.is_none() {
+                first = Some(sample(pool));
+            }
+            let fatal = pool.script.with(|state| state.fatal.clone());
+            let stopped = matches!(line.order(), Order::Stop | Order::Abort)
+                .then(|| "stopped by a signal or another thread".to_owned());
+            let cut_short = fatal.or(stopped);
+            if now >= to || cut_short.is_some() {
+                let last = sample(pool);
+                self.end_of_talk(pool, cut_short.is_some());
+                return Ok(([first.unwrap_or(last), last], cut_short));
+            }
+            let next = plan.as_ref().and_then(OpenLoop::next_at_ns).map(Duration::from_nanos);
+            let next = next.map_or(to, |next| start + next);
+            let next = if first.is_none() { next.min(from) } else { next.min(to) };
+            tokio::select! {
+                slept = timer.sleep(next.saturating_duration_since(Instant::now())) => {
+                    slept.map_err(RunError::io("the timer"))?;
+                }
+                () = line.changed() => {}
+            }
+            // Sessions have their turn, however late the plan is.
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// The open loop's plan; in the closed loop the first messages are due now.
+    fn plan(
+        &self,
+        thread: u32,
+        pool: &Pool<Talk>,
+        wakers: &Wakers,
+        start_ns: u64,
+    ) -> Option<OpenLoop> {
+        let users = self.numbers(thread).count() as u32;
+        if let Some(per_s) = self.options.rate {
+            let length = self.options.warmup + self.options.duration;
+            let all_users = self.options.users;
+            let rate = Rate { per_s, all_users, length, seed: self.options.seed };
+            return Some(OpenLoop::new(rate, users, thread, self.threads));
+        }
+        let window = self.options.window.unwrap_or(1);
+        pool.script.with(|state| {
+            for user in &mut state.users {
+                user.due.extend((0..window).map(|_| start_ns));
+            }
+        });
+        wakers.wake_all();
+        None
+    }
+
+    fn end_of_talk(&self, pool: &Pool<Talk>, cut_short: bool) {
+        pool.script.with(|state| {
+            state.phase = Phase::Waiting;
+            if cut_short || self.options.window.is_some() {
+                state.users.iter_mut().for_each(|user| user.due.clear());
+            }
+        });
+    }
+
+    /// Waits for what is outstanding; says why it gave up, if it did.
+    async fn drain(&self, pool: &Pool<Talk>, line: &Line) -> Option<String> {
+        let mut stall = Stall::new(Duration::from_secs(STALLED_S_MAX));
+        loop {
+            let (left, moved, fatal) = pool.script.with(|state| {
+                state.flush_ledger();
+                let counts = state.book.counts();
+                let moved = counts.sent + counts.acked + counts.delivered + counts.refused;
+                (state.book.outstanding() + state.due(), moved, state.fatal.clone())
+            });
+            if left == 0 || fatal.is_some() || line.order() == Order::Abort {
+                tokio::time::sleep(QUIET).await;
+                return fatal;
+            }
+            if stall.is_stalled(moved) {
+                let reason = pool.failed_connects().1;
+                let reason = reason.map(|reason| format!(" ({reason})")).unwrap_or_default();
+                return Some(format!("{left} messages outstanding, no progress{reason}"));
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Closes a thread's books.
+    fn close(&self, pool: &Pool<Talk>, mut part: Part) -> Result<Part, RunError> {
+        pool.script.with(|state| {
+            state.flush_ledger();
+            let empty = Book::new(self.run, 0, self.options.body);
+            let (counts, findings) = std::mem::replace(&mut state.book, empty).finish();
+            part.counts = counts;
+            part.notes = std::mem::take(&mut state.notes);
+            part.notes.extend(findings);
+            part.errors = state.errors;
+            part.acked_measured = state.acked_measured;
+            part.delivered_measured = state.delivered_measured;
+            part.ack = std::mem::take(&mut state.ack);
+            part.deliver = std::mem::take(&mut state.deliver);
+            part.cut_short = part.cut_short.take().or_else(|| state.fatal.clone());
+        });
+        Ok(part)
+    }
+
+    fn report(&self, total: Part) -> (Report, Vec<String>) {
+        let options = self.options;
+        let seconds = options.duration.as_secs_f64();
+        let setup = Setup {
+            users: options.users,
+            rate_per_s: options.rate,
+            window: options.window,
+            body_bytes: options.body,
+            warmup_s: options.warmup.as_secs_f64(),
+            duration_s: seconds,
+            threads: self.threads,
+            seed: options.seed,
+            cut_short: total.cut_short,
+        };
+        let counts = total.counts;
+        let found = counts.corrupt + counts.conflicting + counts.gaps + counts.unacked;
+        let report = Report {
+            setup,
+            counts,
+            errors: total.errors + found,
+            reconnects: total.reconnects,
+            acked_per_s: total.acked_measured as f64 / seconds,
+            delivered_per_s: total.delivered_measured as f64 / seconds,
+            loadgen_cpu_percent: (total.cpu_percent * 10.0).round() / 10.0,
+            ack: total.ack.percentiles(),
+            deliver: total.deliver.percentiles(),
+            wire: total.tally.wire(),
+        };
+        (report, total.notes)
+    }
+}
+
+fn sample(pool: &Pool<Talk>) -> Sample {
+    Sample { at: Instant::now(), cpu: thread_cpu_time(), tally: pool.tally() }
+}
+
+/// Waits for goodbyes, for a bounded time; gives how many connections came after the first ones.
+async fn leave(tasks: Vec<JoinHandle<Session>>) -> u64 {
+    let end = tokio::time::Instant::now() + GOODBYE_MAX;
+    let mut reconnects = 0;
+    for mut task in tasks {
+        match tokio::time::timeout_at(end, &mut task).await {
+            Ok(Ok(session)) => reconnects += session.stats().connections.saturating_sub(1),
+            Ok(Err(panic)) => std::panic::resume_unwind(panic.into_panic()),
+            Err(_elapsed) => task.abort(),
+        }
+    }
+    reconnects
+}

@@ -1,0 +1,328 @@
+//! The script of `direct`: connects, opens the pair's channel, sends what is due, keeps the books.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::time::Instant;
+
+use chatring_client::{End, Event, Millis, SendError, Session};
+use chatring_wire::frame::{Failure, MessageKind, Row, UserRef};
+use chatring_wire::{Cid, Cmid, ErrorCode, MemberNumber, Seq};
+use rustc_hash::FxHashMap;
+
+use super::super::words;
+use super::user_name;
+use crate::book::{Author, Book, Verdict};
+use crate::connection::Over;
+use crate::latency::Latencies;
+use crate::ledger::{LedgerWriter, Line};
+use crate::limits::FINDINGS_PRINTED_MAX;
+use crate::pool::{Script, Wakers, new_cmid};
+use crate::stamp::Mixer;
+
+/// Sends of one user that may wait in the client; further ones wait here.
+pub const OUTBOX_ENTRIES_MAX: usize = 1_024;
+
+/// How far a thread is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    /// Sessions come up.
+    Connecting,
+    /// All are up; channels are opened.
+    Opening,
+    /// Messages are sent as planned.
+    Talking,
+    /// Nothing new is sent.
+    Waiting,
+    /// Sessions say goodbye.
+    Leaving,
+}
+
+/// The sessions of one thread and their books.
+pub struct Talk {
+    state: RefCell<State>,
+    wakers: Rc<Wakers>,
+}
+
+/// What the sessions of a thread share.
+pub struct State {
+    /// How far it is.
+    pub phase: Phase,
+    /// Users by place. Those who talk with each other are neighbours: place and place xor 1.
+    pub users: Vec<User>,
+    /// The books.
+    pub book: Book,
+    /// Sessions that were up once.
+    pub synced: usize,
+    /// Sessions whose channel is open.
+    pub opened: usize,
+    /// The measured time, in nanoseconds from the origin.
+    pub measured_ns: std::ops::Range<u64>,
+    /// Acks that came in the measured time.
+    pub acked_measured: u64,
+    /// Deliveries that came in the measured time.
+    pub delivered_measured: u64,
+    /// Latencies of acks.
+    pub ack: Latencies,
+    /// Latencies of deliveries.
+    pub deliver: Latencies,
+    /// The ledger, if one is kept.
+    pub ledger: Option<LedgerWriter>,
+    /// Refusals and protocol faults.
+    pub errors: u64,
+    /// The first of them, for people.
+    pub notes: Vec<String>,
+    /// Why the run cannot go on.
+    pub fatal: Option<String>,
+    /// Whether a completed message makes room for the next one (the closed loop).
+    pub closed_loop: bool,
+    /// Times are counted from here.
+    pub origin: Instant,
+    /// For message ids.
+    pub random: Mixer,
+}
+
+/// One user.
+pub struct User {
+    number: u32,
+    was_synced: bool,
+    asked: bool,
+    me: Option<MemberNumber>,
+    /// Intended times of messages that are due and not given to the client yet.
+    pub due: VecDeque<u64>,
+    in_flight: FxHashMap<Cmid, Sent>,
+}
+
+struct Sent {
+    number: u32,
+    body: bytes::Bytes,
+}
+
+impl User {
+    /// The user with this number.
+    pub fn new(number: u32) -> User {
+        User {
+            number,
+            was_synced: false,
+            asked: false,
+            me: None,
+            due: VecDeque::new(),
+            in_flight: FxHashMap::default(),
+        }
+    }
+}
+
+impl Talk {
+    /// A script over this state.
+    pub fn new(state: State, wakers: Rc<Wakers>) -> Talk {
+        Talk { state: RefCell::new(state), wakers }
+    }
+
+    /// Changes the state or looks at it.
+    pub fn with<R>(&self, change: impl FnOnce(&mut State) -> R) -> R {
+        change(&mut self.state.borrow_mut())
+    }
+}
+
+impl Script for Talk {
+    fn drive(&self, place: usize, session: &mut Session, now: Millis) {
+        let state = &mut *self.state.borrow_mut();
+        state.flush_ledger();
+        let user = &mut state.users[place];
+        if state.phase >= Phase::Opening && !user.asked {
+            let subject = user_name(user.number ^ 1);
+            let with = UserRef::Subject { issuer: String::new(), subject };
+            user.asked = session.open(now, with).is_ok();
+        }
+        state.send_due(place, session, now);
+    }
+
+    fn event(&self, place: usize, session: &mut Session, event: Event, at: Instant) {
+        let state = &mut *self.state.borrow_mut();
+        let at_ns = at.duration_since(state.origin).as_nanos() as u64;
+        let completed = match event {
+            Event::Synced => {
+                state.synced += usize::from(!state.users[place].was_synced);
+                state.users[place].was_synced = true;
+                None
+            }
+            Event::Opened { cid, .. } => {
+                state.opened(place, session, cid);
+                None
+            }
+            Event::AskRefused { error, .. } => {
+                let user = state.users[place].number;
+                state.fail(format!("user {user} cannot open the channel: {}", words(&error)));
+                None
+            }
+            Event::Stored { cid, cmid, seq, time_ms } => {
+                state.stored(place, cid, cmid, seq, time_ms, at_ns)
+            }
+            Event::SendRefused { cmid, error, .. } => state.refused(place, cmid, &error),
+            Event::Message { cid, row } => state.message(place, cid, &row, at_ns),
+            Event::Disconnected { error: Some(error) } => {
+                state.disconnected(&error);
+                None
+            }
+            _ => None,
+        };
+        if let Some(sender) = completed
+            && state.closed_loop
+            && state.phase == Phase::Talking
+        {
+            state.users[sender].due.push_back(at_ns);
+            self.wakers.wake(sender);
+        }
+    }
+
+    fn ended(&self, place: usize, end: &End) {
+        let state = &mut *self.state.borrow_mut();
+        let user = state.users[place].number;
+        state.fail(format!("user {user} is not let in: {end}"));
+    }
+
+    fn protocol_fault(&self, place: usize, fault: &Over) {
+        let state = &mut *self.state.borrow_mut();
+        let user = state.users[place].number;
+        state.error(format!("user {user}: the node broke the protocol: {fault}"));
+    }
+
+    fn is_finished(&self, _place: usize) -> bool {
+        let state = self.state.borrow();
+        state.phase == Phase::Leaving || state.fatal.is_some()
+    }
+}
+
+impl State {
+    /// Messages that are due and not given to the client yet.
+    pub fn due(&self) -> u64 {
+        self.users.iter().map(|user| user.due.len() as u64).sum()
+    }
+
+    /// Writes what the ledger holds.
+    pub fn flush_ledger(&mut self) {
+        if let Some(Err(error)) = self.ledger.as_mut().map(LedgerWriter::flush) {
+            self.ledger = None;
+            self.fail(format!("the ledger cannot be written: {error}"));
+        }
+    }
+
+    fn send_due(&mut self, place: usize, session: &mut Session, now: Millis) {
+        let user = &mut self.users[place];
+        let Some(cid) = self.book.channel(user.number) else { return };
+        while session.outbox_len() < OUTBOX_ENTRIES_MAX
+            && let Some(intended_ns) = user.due.pop_front()
+        {
+            let message = self.book.sending(user.number, intended_ns);
+            let cmid = new_cmid(&mut self.random);
+            let body = message.body.clone();
+            match session.send(now, cid, MessageKind::TEXT, body, cmid) {
+                Ok(()) => {
+                    let sent = Sent { number: message.number, body: message.body };
+                    user.in_flight.insert(cmid, sent);
+                }
+                Err(error) => {
+                    self.book.refused(user.number, message.number);
+                    let number = user.number;
+                    return self.error(client_refusal(number, error));
+                }
+            }
+        }
+    }
+
+    fn opened(&mut self, place: usize, session: &Session, cid: Cid) {
+        let user = &mut self.users[place];
+        match session.channel(cid) {
+            Some(head) => {
+                self.opened += usize::from(user.me.is_none());
+                user.me = Some(head.me);
+                self.book.opened(user.number, cid, head.head);
+            }
+            None => self.fail(format!("the client does not know the channel {cid} it opened")),
+        }
+    }
+
+    fn stored(
+        &mut self,
+        place: usize,
+        cid: Cid,
+        cmid: Cmid,
+        seq: Seq,
+        time_ms: u64,
+        at_ns: u64,
+    ) -> Option<usize> {
+        let user = &mut self.users[place];
+        let number = user.number;
+        let Some(sent) = user.in_flight.remove(&cmid) else {
+            self.error(format!("user {number}: an ack of a message that is not in flight"));
+            return None;
+        };
+        let open_before = self.book.outstanding();
+        let Verdict::Good { intended_ns } = self.book.acked(number, sent.number, seq) else {
+            return None;
+        };
+        if let Some(ledger) = &mut self.ledger {
+            ledger.add(&Line {
+                from: user_name(number),
+                to: user_name(number ^ 1),
+                cid: cid.to_string(),
+                seq: seq.0,
+                time_ms,
+                body: String::from_utf8_lossy(&sent.body).into_owned(),
+            });
+        }
+        self.acked_measured += u64::from(self.measured_ns.contains(&at_ns));
+        if self.measured_ns.contains(&intended_ns) {
+            self.ack.record(at_ns.saturating_sub(intended_ns));
+        }
+        (self.book.outstanding() < open_before).then_some(place)
+    }
+
+    fn refused(&mut self, place: usize, cmid: Cmid, error: &Failure) -> Option<usize> {
+        let user = &mut self.users[place];
+        let number = user.number;
+        let sent = user.in_flight.remove(&cmid)?;
+        self.book.refused(number, sent.number);
+        self.error(format!("user {number}: a send was refused: {}", words(error)));
+        Some(place)
+    }
+
+    fn message(&mut self, place: usize, cid: Cid, row: &Row, at_ns: u64) -> Option<usize> {
+        let user = &self.users[place];
+        let author = match Some(row.sender) == user.me {
+            true => Author::Receiver,
+            false => Author::Other,
+        };
+        let open_before = self.book.outstanding();
+        let verdict = self.book.delivered(user.number, cid, row.seq, author, &row.body);
+        let Verdict::Good { intended_ns } = verdict else { return None };
+        self.delivered_measured += u64::from(self.measured_ns.contains(&at_ns));
+        if self.measured_ns.contains(&intended_ns) {
+            self.deliver.record(at_ns.saturating_sub(intended_ns));
+        }
+        (self.book.outstanding() < open_before).then_some(place ^ 1)
+    }
+
+    /// A node that drains or is busy may say so; everything else is an error.
+    fn disconnected(&mut self, error: &Failure) {
+        let expected = matches!(error.code, Ok(ErrorCode::Draining | ErrorCode::Busy));
+        if !expected {
+            self.error(format!("a connection was closed: {}", words(error)));
+        }
+    }
+
+    fn error(&mut self, note: String) {
+        self.errors += 1;
+        if self.notes.len() < FINDINGS_PRINTED_MAX {
+            self.notes.push(note);
+        }
+    }
+
+    fn fail(&mut self, reason: String) {
+        self.fatal.get_or_insert(reason);
+    }
+}
+
+fn client_refusal(user: u32, error: SendError) -> String {
+    format!("user {user}: the client refused a send: {error}")
+}
