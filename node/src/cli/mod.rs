@@ -1,5 +1,6 @@
 //! The command line.
 
+mod chat;
 mod config;
 mod serve;
 mod token;
@@ -30,6 +31,8 @@ enum Command {
     Serve(serve::ServeArgs),
     /// Print a token that signs a user in.
     Token(token::TokenArgs),
+    /// Talk to somebody in the terminal.
+    Chat(chat::ChatArgs),
     /// Look at the configuration.
     Config(config::ConfigArgs),
 }
@@ -66,6 +69,7 @@ pub fn run() -> ExitCode {
     match Cli::parse().command {
         Command::Serve(args) => serve::run(args),
         Command::Token(args) => token::run(&args),
+        Command::Chat(args) => chat::run(args),
         Command::Config(args) => config::run(args),
     }
 }
