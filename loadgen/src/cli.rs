@@ -62,6 +62,9 @@ pub struct Direct {
     /// Seed of the plan: who sends when
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub seed: u64,
+    /// How long to wait at the end while nothing that is outstanding arrives
+    #[arg(long, default_value = "60s", value_parser = duration)]
+    pub patience: Duration,
     /// Threads that carry the sessions
     #[arg(long, value_name = "N", default_value_t = 1,
           value_parser = clap::value_parser!(u32).range(1..=i64::from(THREADS_MAX)))]

@@ -16,8 +16,6 @@ pub const DURATION_S_MAX: u64 = 24 * 3600;
 pub const THREADS_MAX: u32 = 16;
 /// Sessions of one thread that may be connecting at once while a run starts.
 pub const CONNECTS_IN_FLIGHT_MAX: usize = 200;
-/// How long a run waits at its end while nothing that is outstanding arrives.
-pub const STALLED_S_MAX: u64 = 60;
 /// How long one step of a run's start (all connected, all channels open) may make no progress.
 pub const START_STALLED: Duration = Duration::from_secs(60);
 /// How long minted tokens live: longer than the longest run.

@@ -21,7 +21,7 @@ use crate::book::{Book, Counts};
 use crate::cli;
 use crate::latency::Latencies;
 use crate::ledger::LedgerWriter;
-use crate::limits::{STALLED_S_MAX, START_STALLED};
+use crate::limits::START_STALLED;
 use crate::machine::{FineTimer, thread_cpu_time};
 use crate::plan::{OpenLoop, Rate};
 use crate::pool::{Pool, Wakers, fresh_random, new_session};
@@ -316,7 +316,7 @@ impl Common<'_> {
 
     /// Waits for what is outstanding; says why it gave up, if it did.
     async fn drain(&self, pool: &Pool<Talk>, line: &Line) -> Option<String> {
-        let mut stall = Stall::new(Duration::from_secs(STALLED_S_MAX));
+        let mut stall = Stall::new(self.options.patience);
         loop {
             let (left, moved, fatal) = pool.script.with(|state| {
                 state.flush_ledger();
