@@ -286,6 +286,7 @@ impl World {
         let mut sent: Vec<Cmid> = Vec::new();
         for device in &self.devices {
             assert_eq!(device.session.outbox_len(), 0, "sends are left");
+            assert!(device.image.outbox.is_empty(), "the cache would send again");
             assert!(device.session.is_synced(), "not up to date");
             assert_eq!(device.session.delivered(CHANNEL), Some(Seq(self.server.head())));
             let log = &self.server.log;

@@ -1,9 +1,13 @@
 //! Single behaviours of a session, each with the frames that show it.
 
 use bytes::Bytes;
-use chatring_wire::frame::{Durability, Failure, RequestId, UserRef, Welcome};
+use chatring_wire::ClientFrame;
+use chatring_wire::frame::{
+    ChannelKind, Durability, Failure, Head, HeadRows, MessageKind, RequestId, UserRef, Welcome,
+};
 use chatring_wire::{
-    CloseCode, DeviceId, ErrorCode, HistoryId, InstallationId, MemberNumber, Seq, ServerFrame, Uid,
+    CloseCode, Cmid, DeviceId, ErrorCode, HistoryId, InstallationId, MemberNumber, Ordinal, Seq,
+    ServerFrame, Uid,
 };
 
 use super::model::CHANNEL;
@@ -18,10 +22,14 @@ fn session() -> Session {
 }
 
 fn welcome() -> ServerFrame {
+    welcome_of(HistoryId(1))
+}
+
+fn welcome_of(history: HistoryId) -> ServerFrame {
     ServerFrame::Welcome(Welcome {
         uid: Uid(1),
         device: DeviceId(1),
-        history: HistoryId(1),
+        history,
         time_ms: 0,
         heartbeat_ms: 1_000,
         window_pushes: 256,
@@ -145,9 +153,7 @@ fn a_push_of_an_unknown_channel_makes_the_session_sync() {
     };
     session.handle_frame(Millis(0), push);
     let frames: Vec<_> = std::iter::from_fn(|| session.poll_transmit()).collect();
-    assert!(
-        matches!(&frames[..], [chatring_wire::ClientFrame::Sync { cursor, .. }] if cursor == "x")
-    );
+    assert!(matches!(&frames[..], [ClientFrame::Sync { cursor, .. }] if cursor == "x"));
 }
 
 #[test]
@@ -163,4 +169,132 @@ fn impossible_positions_close_the_connection() {
     };
     session.handle_frame(Millis(0), push);
     assert!(session.poll_close().is_some());
+}
+
+fn head(seq: u64) -> ServerFrame {
+    ServerFrame::Head(Head {
+        cid: CHANNEL,
+        kind: ChannelKind::Direct,
+        peer: Some(Uid(2)),
+        me: MemberNumber(0),
+        head: Seq(seq),
+        ordinal: Ordinal(seq),
+        floor: Seq(1),
+        read: Seq(0),
+        read_ordinal: Ordinal(0),
+        received: Seq(0),
+        rows: HeadRows::Unchanged,
+    })
+}
+
+fn text(seq: u64) -> ServerFrame {
+    let (sender, body) = (MemberNumber(1), Bytes::from_static(b"hi"));
+    ServerFrame::Text { cid: CHANNEL, seq: Seq(seq), sender, time_ms: 0, body }
+}
+
+fn synced() -> ServerFrame {
+    ServerFrame::Synced { request: RequestId(0), cursor: Bytes::from_static(b"x") }
+}
+
+fn seqs(events: &[Event]) -> Vec<u64> {
+    let seq = |event: &Event| match event {
+        Event::Message { row, .. } => Some(row.seq.0),
+        _ => None,
+    };
+    events.iter().filter_map(seq).collect()
+}
+
+#[test]
+fn a_hole_is_read_after_a_reconnect_whose_sync_has_no_news_of_the_channel() {
+    let mut session = session();
+    for frame in [welcome(), head(0), synced(), text(2)] {
+        session.handle_frame(Millis(0), frame);
+    }
+    session.handle_disconnected(Millis(0), Disconnect::Lost, 0);
+    session.handle_connected(Millis(500));
+    session.handle_frame(Millis(500), welcome());
+    session.handle_frame(Millis(500), synced());
+    let frames: Vec<_> = std::iter::from_fn(|| session.poll_transmit()).collect();
+    assert!(
+        frames.iter().any(|frame| matches!(frame, ClientFrame::Range(range)
+            if range.from == Seq(1) && range.to == Seq(1))),
+        "{frames:?}"
+    );
+}
+
+#[test]
+fn a_repeated_push_gives_no_second_event() {
+    let mut session = session();
+    for frame in [welcome(), head(0), synced(), text(1), text(1), text(2), text(1), text(2)] {
+        session.handle_frame(Millis(0), frame);
+    }
+    assert_eq!(seqs(&drain(&mut session)), [1, 2]);
+    assert_eq!(session.stats().duplicates, 3);
+}
+
+#[test]
+fn a_message_that_was_not_taken_is_not_written_off() {
+    let config = Config { persist: true, ..Config::dense("token", Start::Oldest) };
+    let mut image = CacheImage::new(InstallationId([1; 16]));
+    let mut session = Session::new(config.clone(), image.clone());
+    session.handle_connected(Millis(0));
+    for frame in [welcome(), head(0), synced(), text(1), text(2)] {
+        session.handle_frame(Millis(0), frame);
+    }
+    while !matches!(session.poll_event(), Some(Event::Message { .. })) {}
+    image.apply(&session.poll_writes());
+    let session = Session::new(config, image);
+    assert_eq!(session.delivered(CHANNEL), Some(Seq(1)));
+}
+
+#[test]
+fn acks_come_every_64_pushes_or_after_a_second() {
+    let mut session = session();
+    for frame in [welcome(), head(0), synced()] {
+        session.handle_frame(Millis(0), frame);
+    }
+    let acks = |session: &mut Session| -> Vec<u64> {
+        let frames = std::iter::from_fn(|| session.poll_transmit());
+        frames
+            .filter_map(|frame| match frame {
+                ClientFrame::Ack { pushes } | ClientFrame::Ping { pushes } => Some(pushes),
+                _ => None,
+            })
+            .collect()
+    };
+    (1..64).for_each(|seq| session.handle_frame(Millis(0), text(seq)));
+    assert_eq!(acks(&mut session), [0_u64; 0]);
+    session.handle_frame(Millis(0), text(64));
+    assert_eq!(acks(&mut session), [64]);
+    session.handle_frame(Millis(100), text(65));
+    session.handle_timeout(Millis(999));
+    assert_eq!(acks(&mut session), [0_u64; 0]);
+    session.handle_timeout(Millis(1_000));
+    assert_eq!(acks(&mut session), [65], "the ping carries the watermark");
+}
+
+#[test]
+fn another_history_drops_the_cache_and_keeps_the_outbox() {
+    let mut session = session();
+    for frame in [welcome(), head(0), synced(), text(1)] {
+        session.handle_frame(Millis(0), frame);
+    }
+    let (kind, cmid) = (MessageKind::TEXT, Cmid([3; 16]));
+    session.send(Millis(0), CHANNEL, kind, Bytes::from_static(b"out"), cmid).expect("room");
+    session.handle_disconnected(Millis(0), Disconnect::Lost, 0);
+    drain(&mut session);
+    session.handle_connected(Millis(500));
+    session.handle_frame(Millis(500), welcome_of(HistoryId(2)));
+    assert!(drain(&mut session).contains(&Event::CacheDropped));
+    assert_eq!(session.channel(CHANNEL), None);
+    let sends: Vec<_> = std::iter::from_fn(|| session.poll_transmit())
+        .filter_map(|frame| match frame {
+            ClientFrame::Send(send) => Some((send.cmid, send.base)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(sends, [(cmid, Seq(0))], "what was seen of the old history means nothing");
+    let sent = ServerFrame::Sent { request: RequestId(1), cid: CHANNEL, seq: Seq(1), time_ms: 0 };
+    session.handle_frame(Millis(500), sent);
+    assert!(matches!(drain(&mut session)[..], [Event::Stored { .. }]));
 }
