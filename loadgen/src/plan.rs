@@ -54,10 +54,12 @@ impl OpenLoop {
         let interval_ns =
             (NANOS_PER_S * u128::from(rate.all_users), u128::from(rate.per_s) * u128::from(users));
         let phase_ns = interval_ns.0 * u128::from(thread) / interval_ns.1 / u128::from(threads);
+        let length_ns = rate.length.as_nanos().saturating_sub(phase_ns);
         let mut plan = OpenLoop {
             interval_ns,
             phase_ns: phase_ns as u64,
-            total: (rate.length.as_nanos() * interval_ns.1).div_ceil(interval_ns.0) as u64,
+            // All sends that are intended before the end.
+            total: (length_ns * interval_ns.1).div_ceil(interval_ns.0) as u64,
             next: 0,
             order: (0..users).collect(),
             random: Mixer(rate.seed.wrapping_add(u64::from(thread) << 32)),
@@ -154,6 +156,7 @@ mod tests {
         };
         let (large, small) = (sends(4, 0), sends(2, 1));
         assert_eq!((large.len(), small.len()), (800, 400));
+        assert!(small.iter().chain(&large).all(|send| send.at_ns < 2_000_000_000));
         assert_eq!(large[1].at_ns - large[0].at_ns, 2_500_000);
         assert_eq!((small[0].at_ns, small[1].at_ns), (2_500_000, 7_500_000));
     }
