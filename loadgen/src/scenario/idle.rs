@@ -125,7 +125,7 @@ async fn thread(
     let end = start + options.hold;
     while Instant::now() < end && matches!(line.order(), Order::Go(_)) && !pool.is_fatal() {
         tokio::select! {
-            () = tokio::time::sleep_until(end.into()) => {}
+            () = tokio::time::sleep_until(end.min(Instant::now() + LOOK).into()) => {}
             () = line.changed() => {}
         }
     }

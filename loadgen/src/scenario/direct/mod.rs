@@ -152,7 +152,7 @@ impl Common<'_> {
         self.close(&pool, part)
     }
 
-    /// The users of a thread: every so-manieth pair.
+    /// The users of a thread: pairs are dealt out in turn.
     fn numbers(&self, thread: u32) -> impl Iterator<Item = u32> {
         let pairs = (thread..self.options.users / 2).step_by(self.threads as usize);
         pairs.flat_map(|pair| [2 * pair, 2 * pair + 1])
