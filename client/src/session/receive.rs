@@ -478,8 +478,8 @@ impl Session {
         }
     }
 
-    /// Looks for holes: in all channels when the connection is new (a sync names only what changed),
-    /// later in those whose page did not come.
+    /// Looks for holes: in all channels when the connection is new (a sync names only what
+    /// changed), later in those whose page did not come.
     fn judge_all(&mut self, now: Millis) {
         let attached = matches!(&self.link, Link::Live(live) if live.attached);
         let waiting: Vec<Cid> = self
