@@ -6,6 +6,7 @@ pub mod api;
 pub mod auth;
 pub mod cli;
 pub mod config;
+pub mod gateway;
 pub mod limits;
 pub mod log;
 pub mod metrics;

@@ -81,6 +81,8 @@ struct Conn {
     blocked: bool,
     paused: bool,
     again: bool,
+    /// The handler is to be told that everything queued is written.
+    caught_up: bool,
 }
 
 #[derive(Debug, Default)]
@@ -226,6 +228,15 @@ impl Io {
         self.end(id, Closed::ByUs);
     }
 
+    /// Has [`received`](super::Handler::received) called without new bytes, for what came along
+    /// with an adopted connection.
+    pub fn call_again(&mut self, id: ConnId) {
+        if let Some(conn) = self.conn(id) {
+            conn.again = true;
+            conn.wake();
+        }
+    }
+
     /// Lets go of a live connection, which another shard may [`Io::adopt`]. `None` if it is
     /// closing.
     pub fn release(&mut self, id: ConnId) -> Option<Released> {
@@ -305,6 +316,7 @@ impl Io {
             blocked: false,
             paused: false,
             again: false,
+            caught_up: false,
         });
         let slot = self.free.pop().unwrap_or_else(|| {
             self.slots.push(Slot::default());
@@ -330,7 +342,10 @@ impl Io {
         if conn.waker.as_ref().is_none_or(|w| !w.will_wake(cx.waker())) {
             conn.waker = Some(cx.waker().clone());
         }
-        if conn.blocked && conn.write(cx, now_ms, &stats) {
+        if conn.blocked {
+            conn.write(cx, now_ms, &stats);
+        }
+        if std::mem::take(&mut conn.caught_up) {
             return Poll::Ready(Ready::Drained);
         }
         if let Life::Gone(why) = conn.life {
@@ -372,13 +387,6 @@ impl Io {
         Poll::Ready(Ready::Closed(why))
     }
 
-    /// The handler has something left to do for this connection.
-    pub(super) fn again(&mut self, id: ConnId) {
-        if let Some(conn) = self.conn(id) {
-            conn.again = true;
-        }
-    }
-
     /// Waits for the end of a turn that has something in it.
     pub(super) fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.turn {
@@ -407,7 +415,7 @@ impl Io {
                 continue;
             };
             conn.write(&mut Context::from_waker(&waker), now_ms, &stats);
-            if conn.life != Life::Open {
+            if conn.life != Life::Open || conn.caught_up {
                 conn.wake();
             }
         }
@@ -477,16 +485,16 @@ impl Conn {
         }
     }
 
-    /// Writes until the kernel takes no more. Answers whether a peer that was slow has caught up.
-    fn write(&mut self, cx: &mut Context<'_>, now_ms: u64, stats: &ShardStats) -> bool {
+    /// Writes until the kernel takes no more.
+    fn write(&mut self, cx: &mut Context<'_>, now_ms: u64, stats: &ShardStats) {
         if matches!(self.life, Life::Gone(_) | Life::Lingering { .. }) {
-            return false;
+            return;
         }
         while !self.out.is_empty() {
             match Pin::new(&mut self.stream).poll_write(cx, &self.out) {
                 Poll::Ready(Ok(0)) => {
                     self.life = Life::Gone(Closed::Broken(ErrorKind::WriteZero));
-                    return false;
+                    return;
                 }
                 Poll::Ready(Ok(taken)) => {
                     count(&stats.writes, 1);
@@ -496,11 +504,11 @@ impl Conn {
                 Poll::Ready(Err(error)) if error.kind() == ErrorKind::Interrupted => {}
                 Poll::Ready(Err(error)) => {
                     self.life = Life::Gone(Closed::Broken(error.kind()));
-                    return false;
+                    return;
                 }
                 Poll::Pending => {
                     self.blocked = true;
-                    return false;
+                    return;
                 }
             }
         }
@@ -514,7 +522,8 @@ impl Conn {
                 Err(error) => Life::Gone(Closed::Broken(error.kind())),
             };
         }
-        std::mem::take(&mut self.blocked) && self.life == Life::Open
+        let slow = std::mem::take(&mut self.blocked) || self.paused;
+        self.caught_up = slow && self.life == Life::Open;
     }
 
     fn shutdown(&self) -> Result<(), IoError> {

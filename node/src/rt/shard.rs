@@ -221,7 +221,7 @@ async fn connection<H: Handler>(shard: Rc<Shard<H>>, id: ConnId) {
             }),
         }
         if flow == Flow::Again {
-            shard.core.borrow_mut().io.again(id);
+            shard.core.borrow_mut().io.call_again(id);
         }
         if flow == Flow::Again || matches!(ready, Ready::Dropped | Ready::Bytes(SCRATCH_BYTES)) {
             glommio::timer::sleep(BREATH).await;

@@ -1,0 +1,245 @@
+//! Steps a shard's machine and carries its store requests and messages to other shards out.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use chatring_core::effect::{Attach, Effect, Input, Now, ShardId, ShardMessage};
+use chatring_core::kv::{Completion, Kv, Limits};
+use chatring_core::limits::ShardLimits;
+use chatring_core::sabotage::Breaks;
+use chatring_core::shard::{Shard, ShardConfig};
+use ring::rand::{SecureRandom, SystemRandom};
+
+use super::StoreSink;
+use super::admission::Permit;
+use super::connection::Talk;
+use super::limits::HANDOVERS_WAITING_MAX;
+use crate::rt::{Post, Released};
+
+/// What comes into a shard's inbox.
+#[derive(Debug)]
+pub enum Message {
+    /// The store has answered something.
+    Completed,
+    /// Another shard's machine.
+    Shard { from: ShardId, messages: Vec<ShardMessage> },
+    /// A connection whose user belongs here.
+    Handover(Box<Handover>),
+    /// The node is about to stop.
+    Drain,
+    /// Close every connection.
+    CloseAll,
+}
+
+/// A connection on its way to the shard that owns its user.
+#[derive(Debug)]
+pub struct Handover {
+    pub released: Released,
+    pub permit: Permit,
+    pub talk: Box<Talk>,
+    pub attach: Attach,
+}
+
+/// What all shards of this start of the process have in common.
+#[derive(Clone, Debug)]
+pub struct Random {
+    incarnation: u64,
+    source: SystemRandom,
+}
+
+impl Random {
+    pub fn new() -> Random {
+        let source = SystemRandom::new();
+        let incarnation = u64::from_ne_bytes(bytes(&source)).max(1);
+        Random { incarnation, source }
+    }
+
+    pub fn machine(&self, shard: ShardId, shards: u16, limits: ShardLimits, kv: Limits) -> Shard {
+        let config = ShardConfig {
+            shard,
+            shards,
+            node: 0,
+            incarnation: self.incarnation,
+            seed: bytes(&self.source),
+            kv,
+            limits,
+            breaks: Breaks::NONE,
+        };
+        Shard::new(crate::rt::now(), config)
+    }
+}
+
+fn bytes<const N: usize>(source: &SystemRandom) -> [u8; N] {
+    let mut bytes = [0; N];
+    source.fill(&mut bytes).expect("the kernel gives random bytes");
+    bytes
+}
+
+/// Takes the store's completions in. There are never more of them than requests under way, so the
+/// queue has no bound of its own; and it never blocks, because an engine may answer from within
+/// `submit`, on the shard's own thread.
+#[derive(Clone, Debug)]
+pub struct Sink {
+    sender: flume::Sender<Vec<Completion>>,
+    receiver: flume::Receiver<Vec<Completion>>,
+    told: Arc<AtomicBool>,
+    post: Post<Message>,
+}
+
+impl Sink {
+    pub fn new(post: Post<Message>) -> Sink {
+        let (sender, receiver) = flume::unbounded();
+        Sink { sender, receiver, told: Arc::default(), post }
+    }
+
+    pub fn store_sink(&self) -> StoreSink {
+        let (sender, told, post) = (self.sender.clone(), self.told.clone(), self.post.clone());
+        Arc::new(move |completions| {
+            // Fails only when the shard has ended.
+            let _ = sender.send(completions);
+            if !told.swap(true, Ordering::AcqRel) {
+                // A full inbox is looked at soon anyway, and each turn ends with a look in here.
+                let _ = post.try_post(vec![Message::Completed]);
+            }
+        })
+    }
+
+    fn take(&self) -> Option<Vec<Completion>> {
+        self.receiver.try_recv().ok()
+    }
+}
+
+/// The machine with its store and its way to the other shards.
+pub struct Driver {
+    pub shard: ShardId,
+    machine: Shard,
+    kv: Box<dyn Kv>,
+    sink: Sink,
+    posts: Arc<[Post<Message>]>,
+    /// For each shard what it has not been given yet, in order.
+    waiting: Vec<VecDeque<Message>>,
+    /// What this shard's machine told itself or is to be told once its effects are carried out.
+    own: VecDeque<Input>,
+    stepping: bool,
+}
+
+impl Driver {
+    pub fn new(
+        shard: ShardId,
+        machine: Shard,
+        kv: Box<dyn Kv>,
+        sink: Sink,
+        posts: Arc<[Post<Message>]>,
+    ) -> Driver {
+        let waiting = posts.iter().map(|_| VecDeque::new()).collect();
+        Driver { shard, machine, kv, sink, posts, waiting, own: VecDeque::new(), stepping: false }
+    }
+
+    pub fn machine(&self) -> &Shard {
+        &self.machine
+    }
+
+    /// Something is to be stepped once the present effects are carried out.
+    pub fn later(&mut self, input: Input) {
+        self.own.push_back(input);
+    }
+
+    /// When the machine wants to be stepped.
+    pub fn deadline_ms(&self) -> Option<u64> {
+        self.machine.deadline_ms()
+    }
+
+    /// What is to be stepped now.
+    pub fn next_own(&mut self) -> Option<Input> {
+        self.own.pop_front()
+    }
+
+    /// Begins to step; false if that is under way already.
+    pub fn begin(&mut self) -> bool {
+        !std::mem::replace(&mut self.stepping, true)
+    }
+
+    /// Everything is carried out.
+    pub fn done(&mut self) {
+        self.stepping = false;
+    }
+
+    /// Steps the machine.
+    pub fn step(&mut self, now: Now, input: Input) {
+        self.machine.step(now, input);
+    }
+
+    /// Ends the process if a step or its effects panicked. Nobody can trust the machine's state
+    /// then: going on with it could break what was promised about messages, so the process starts
+    /// again from what is stored.
+    pub fn assert_whole(&self) {
+        if self.stepping {
+            tracing::error!(shard = self.shard.0, "the shard's machine panicked: aborting");
+            std::process::abort();
+        }
+    }
+
+    /// The next effect that concerns a connection; the others are carried out on the way.
+    pub fn next_effect(&mut self) -> Option<Effect> {
+        loop {
+            match self.machine.poll_effect()? {
+                Effect::Store { ticket, request } => self.kv.submit(request, ticket),
+                Effect::Resume(lane) => self.kv.resume(lane),
+                Effect::ToShard { to, messages } if to == self.shard => {
+                    self.own.push_back(Input::Shard { from: to, messages });
+                }
+                Effect::ToShard { to, messages } => self.queue(to, messages),
+                Effect::Fatal => {
+                    tracing::error!(
+                        shard = self.shard.0,
+                        "the store has failed for good: aborting"
+                    );
+                    std::process::abort();
+                }
+                effect => return Some(effect),
+            }
+        }
+    }
+
+    /// Queues a connection for another shard; gives it back if too many wait.
+    pub fn hand_over(&mut self, to: ShardId, handover: Box<Handover>) -> Result<(), Box<Handover>> {
+        let queue = &mut self.waiting[usize::from(to.0)];
+        if queue.len() >= HANDOVERS_WAITING_MAX {
+            return Err(handover);
+        }
+        queue.push_back(Message::Handover(handover));
+        Ok(())
+    }
+
+    /// Takes the store's answers.
+    pub fn next_completions(&mut self) -> Option<Vec<Completion>> {
+        // Before the look, so that what comes after it posts again.
+        self.sink.told.store(false, Ordering::Release);
+        self.sink.take()
+    }
+
+    /// Gives each shard what this turn has for it, as one batch. Answers how many inboxes were
+    /// full; those are tried again at the next turn's end.
+    pub fn post_all(&mut self) -> u64 {
+        let mut full = 0;
+        for (post, queue) in self.posts.iter().zip(&mut self.waiting) {
+            if queue.is_empty() {
+                continue;
+            }
+            if let Err(batch) = post.try_post(std::mem::take(queue).into()) {
+                *queue = batch.into();
+                full += 1;
+            }
+        }
+        full
+    }
+
+    fn queue(&mut self, to: ShardId, mut messages: Vec<ShardMessage>) {
+        let queue = &mut self.waiting[usize::from(to.0)];
+        match queue.back_mut() {
+            Some(Message::Shard { messages: last, .. }) => last.append(&mut messages),
+            _ => queue.push_back(Message::Shard { from: self.shard, messages }),
+        }
+    }
+}

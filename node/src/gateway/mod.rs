@@ -1,0 +1,177 @@
+//! Connections and the shards' driver: moves frames between sockets and the machines of `core`.
+//!
+//! ```text
+//!  accept ─▶ upgrade ─▶ hello ──(verify, place)──▶ attach ─▶ live ─▶ closing
+//!            on the shard that accepted        │   on the shard that owns the user
+//!                                              └─ descriptor, unread bytes and codec move
+//! ```
+//!
+//! A shard's machine is stepped by one thread and nothing of it is shared: shards exchange batches
+//! through their inboxes, and the store answers into a queue that is emptied each turn.
+
+mod admission;
+mod connection;
+mod driver;
+mod limits;
+mod metrics;
+mod shard;
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use chatring_core::effect::ShardId;
+use chatring_core::kv::{Completion, Kv};
+use chatring_core::limits::ShardLimits;
+use thiserror::Error;
+
+pub use crate::rt::StartError;
+pub use limits::GatewayLimits;
+pub use metrics::{GatewayCounters, ShardMetrics};
+
+use crate::auth::TokenVerifier;
+use crate::rt::{RtConfig, Runtime, Seat};
+use admission::Admission;
+use driver::{Driver, Message, Sink};
+use metrics::Published;
+use shard::{GatewayShard, Shared};
+
+/// Path of the WebSocket.
+pub const WS_PATH: &str = "/v1/ws";
+
+/// Where a store puts its completions. It never blocks.
+pub type StoreSink = Arc<dyn Fn(Vec<Completion>) + Send + Sync>;
+
+/// How to run the gateway.
+#[derive(Clone, Debug)]
+pub struct GatewayConfig {
+    /// Where to listen; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// How many shards, at least 1.
+    pub shards: u16,
+    /// Bounds of connections.
+    pub limits: GatewayLimits,
+    /// Bounds of the shards' machines.
+    pub shard_limits: ShardLimits,
+}
+
+/// A shard did not become ready, or not drained, in time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("{done} of {shards} shards were done in time")]
+pub struct TimedOut {
+    /// How many were.
+    pub done: u16,
+    /// How many there are.
+    pub shards: u16,
+}
+
+/// A running gateway. Dropping it closes every connection as it is.
+#[derive(Debug)]
+pub struct Gateway {
+    runtime: Runtime<Message>,
+    shared: Arc<Shared>,
+    shards: u16,
+}
+
+/// Starts the shards. Each makes its own store handle on its own thread with `stores`, which is
+/// given the sink for that handle's completions.
+pub fn start(
+    config: &GatewayConfig,
+    stores: impl Fn(ShardId, StoreSink) -> Box<dyn Kv> + Clone + Send + 'static,
+    verifier: Arc<dyn TokenVerifier>,
+) -> Result<Gateway, StartError> {
+    let random = driver::Random::new();
+    let (shards, shard_limits) = (config.shards, config.shard_limits.clone());
+    let shared = Arc::new(Shared {
+        shards: config.shards,
+        limits: config.limits.clone(),
+        verifier,
+        admission: Admission::new(&config.limits),
+        ready: AtomicU16::new(0),
+        drained: AtomicU16::new(0),
+        published: (0..config.shards).map(|_| Mutex::new(Published::default())).collect(),
+    });
+    let rt =
+        RtConfig { listen: config.listen, backlog: config.limits.backlog, shards: config.shards };
+    let for_shards = shared.clone();
+    let runtime = Runtime::start(&rt, move |seat: Seat<Message>| {
+        let shard = seat.shard;
+        let sink = Sink::new(seat.posts[usize::from(shard.0)].clone());
+        let kv = stores(shard, sink.store_sink());
+        let machine = random.machine(shard, shards, shard_limits.clone(), kv.limits());
+        let driver = Driver::new(shard, machine, kv, sink, seat.posts);
+        GatewayShard::new(driver, for_shards.clone())
+    })?;
+    Ok(Gateway { runtime, shared, shards: config.shards })
+}
+
+impl Gateway {
+    /// Where it listens.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.runtime.local_addr()
+    }
+
+    /// Waits until every shard has read what it needs from the store and accepts.
+    pub fn wait_ready(&self, timeout: Duration) -> Result<(), TimedOut> {
+        self.wait(&self.shared.ready, Instant::now() + timeout)
+    }
+
+    /// Whether every shard accepts.
+    pub fn is_ready(&self) -> bool {
+        self.shared.ready.load(Ordering::Acquire) == self.shards
+    }
+
+    /// Tells sessions to come back elsewhere, finishes what is in flight and closes every
+    /// connection, all until `deadline`. Drop the gateway then. An error tells that commits may
+    /// have been in flight; their senders were told nothing.
+    pub fn drain(&self, deadline: Instant) -> Result<(), TimedOut> {
+        self.tell(|| Message::Drain);
+        let farewell = Duration::from_millis(limits::FAREWELL_MS_MAX);
+        let result =
+            self.wait(&self.shared.drained, deadline.checked_sub(farewell).unwrap_or(deadline));
+        self.tell(|| Message::CloseAll);
+        let until = deadline.min(Instant::now() + farewell);
+        while self.shared.admission.connections() > 0 && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(limits::POLL_MS));
+        }
+        result
+    }
+
+    /// The counts of every shard, at most a tick old.
+    pub fn metrics(&self) -> Vec<ShardMetrics> {
+        let stats = self.runtime.stats().iter().zip(&self.shared.published);
+        stats
+            .map(|(stats, published)| {
+                let published = published.lock().unwrap_or_else(PoisonError::into_inner);
+                ShardMetrics {
+                    rt: stats.values(),
+                    gateway: published.gateway,
+                    core: published.core.clone(),
+                }
+            })
+            .collect()
+    }
+
+    fn tell(&self, message: impl Fn() -> Message) {
+        for post in self.runtime.posts() {
+            post.post(vec![message()]);
+        }
+    }
+
+    fn wait(&self, done: &AtomicU16, until: Instant) -> Result<(), TimedOut> {
+        loop {
+            let done = done.load(Ordering::Acquire);
+            if done == self.shards {
+                return Ok(());
+            }
+            if Instant::now() >= until {
+                return Err(TimedOut { done, shards: self.shards });
+            }
+            std::thread::sleep(Duration::from_millis(limits::POLL_MS));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,389 @@
+//! Behaviours of the gateway over real sockets, with the real machine and store.
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::VecDeque;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
+use bytes::{Bytes, BytesMut};
+use chatring_core::effect::Identity;
+use chatring_wire::frame::{Hello, Send, UserRef};
+use chatring_wire::frame::{MessageKind as BodyKind, RequestId};
+use chatring_wire::limits::FRAME_BYTES_MIN;
+use chatring_wire::ws::{
+    ClientHandshake, ClientProgress, ClientRequest, ControlPayload, Decoder, Event, Limits,
+    MaskKey, MessageKind, Role, encode_message, encode_ping,
+};
+use chatring_wire::{
+    ClientCodec, ClientFrame, Cmid, ErrorCode, InstallationId, Outgoing, Seq, ServerFrame,
+    Subprotocol,
+};
+
+use super::*;
+use crate::store::embedded::{EmbeddedConfig, EmbeddedStore};
+
+const MASK: Option<MaskKey> = Some(MaskKey([1, 2, 3, 4]));
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Takes the token as the user's name.
+struct Trusting;
+
+impl TokenVerifier for Trusting {
+    fn verify(&self, token: &str, unix_s: u64) -> Result<Identity, ErrorCode> {
+        match token {
+            "expired" => Err(ErrorCode::ExpiredToken),
+            subject => Ok(Identity {
+                issuer: String::new(),
+                subject: subject.to_owned(),
+                issued_at_s: unix_s,
+                expires_at_s: unix_s + 3_600,
+            }),
+        }
+    }
+}
+
+struct Server {
+    gateway: Gateway,
+    _store: Arc<EmbeddedStore>,
+    _dir: tempfile::TempDir,
+}
+
+impl Server {
+    fn start(limits: GatewayLimits) -> Server {
+        let dir = tempfile::tempdir().unwrap();
+        let store = EmbeddedStore::open(dir.path(), EmbeddedConfig::default()).unwrap();
+        let store = Arc::new(store);
+        let config = GatewayConfig {
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            shards: 2,
+            limits,
+            shard_limits: ShardLimits::default(),
+        };
+        let for_shards = store.clone();
+        let stores = move |_: ShardId, sink: StoreSink| -> Box<dyn Kv> {
+            Box::new(for_shards.handle(move |completions| sink(completions)))
+        };
+        let gateway = start(&config, stores, Arc::new(Trusting)).unwrap();
+        gateway.wait_ready(PATIENCE).unwrap();
+        Server { gateway, _store: store, _dir: dir }
+    }
+
+    fn counters(&self) -> GatewayCounters {
+        let mut sum = GatewayCounters::default();
+        self.gateway.metrics().iter().for_each(|m| sum.add(&m.gateway));
+        sum
+    }
+
+    fn socket(&self) -> TcpStream {
+        let socket = TcpStream::connect(self.gateway.local_addr()).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.set_write_timeout(Some(PATIENCE)).unwrap();
+        socket.set_nodelay(true).unwrap();
+        socket
+    }
+
+    fn sign_in(&self, name: &str) -> Client {
+        let mut client = Client::connect(self, Subprotocol::Binary);
+        client.say(&[hello(name)]);
+        assert!(matches!(client.frame(), ServerFrame::Welcome(_)));
+        client.until(|frame| matches!(frame, ServerFrame::Synced { .. }));
+        client
+    }
+}
+
+/// What a client reads.
+#[derive(Debug, PartialEq)]
+enum Heard {
+    Frame(ServerFrame),
+    Pong,
+    Close(Option<u16>),
+    End,
+}
+
+struct Client {
+    socket: TcpStream,
+    decoder: Decoder,
+    codec: ClientCodec,
+    heard: VecDeque<Heard>,
+}
+
+impl Client {
+    fn connect(server: &Server, subprotocol: Subprotocol) -> Client {
+        let mut socket = server.socket();
+        let mut out = BytesMut::new();
+        let request =
+            ClientRequest { host: "localhost", path: WS_PATH, subprotocols: &[subprotocol.name()] };
+        let mut handshake = ClientHandshake::start(&request, [7; 16], &mut out).unwrap();
+        socket.write_all(&out).unwrap();
+        let mut head = Vec::new();
+        loop {
+            let mut byte = [0];
+            socket.read_exact(&mut byte).unwrap();
+            head.push(byte[0]);
+            if let ClientProgress::Connected { .. } = handshake.advance(&head).unwrap() {
+                break;
+            }
+        }
+        Client {
+            socket,
+            decoder: Decoder::new(Role::Client, Limits::default()),
+            codec: ClientCodec::new(subprotocol, FRAME_BYTES_MIN),
+            heard: VecDeque::new(),
+        }
+    }
+
+    fn bytes_of(&mut self, frames: &[ClientFrame]) -> BytesMut {
+        let mut outgoing = Outgoing::new();
+        frames.iter().for_each(|f| self.codec.encode(f, &mut outgoing).unwrap());
+        let kind = match self.codec.subprotocol().is_text() {
+            true => MessageKind::Text,
+            false => MessageKind::Binary,
+        };
+        let mut out = BytesMut::new();
+        outgoing.messages().for_each(|m| encode_message(&mut out, kind, m, MASK));
+        out
+    }
+
+    fn say(&mut self, frames: &[ClientFrame]) {
+        let out = self.bytes_of(frames);
+        self.socket.write_all(&out).unwrap();
+    }
+
+    fn hear(&mut self) -> Heard {
+        loop {
+            if let Some(heard) = self.heard.pop_front() {
+                return heard;
+            }
+            let mut buffer = [0; 4096];
+            let read = match self.socket.read(&mut buffer) {
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                read => read.unwrap(),
+            };
+            if read == 0 {
+                return Heard::End;
+            }
+            let mut input = &buffer[..read];
+            while let Some(event) = self.decoder.next(&mut input).unwrap() {
+                let heard = &mut self.heard;
+                match event {
+                    Event::Message { payload, .. } => {
+                        let each = |frame| heard.push_back(Heard::Frame(frame));
+                        self.codec.decode(&payload, each).unwrap();
+                    }
+                    Event::Pong(_) => heard.push_back(Heard::Pong),
+                    Event::Close(close) => heard.push_back(Heard::Close(close.code)),
+                    Event::Ping(_) => {}
+                }
+            }
+        }
+    }
+
+    fn frame(&mut self) -> ServerFrame {
+        match self.hear() {
+            Heard::Frame(frame) => frame,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn until(&mut self, wanted: impl Fn(&ServerFrame) -> bool) -> ServerFrame {
+        loop {
+            let frame = self.frame();
+            if wanted(&frame) {
+                return frame;
+            }
+        }
+    }
+
+    fn expect_error(&mut self, code: ErrorCode) {
+        loop {
+            match self.hear() {
+                Heard::Frame(ServerFrame::Error(failure)) => {
+                    assert_eq!(failure.code, Ok(code));
+                    break;
+                }
+                Heard::Frame(_) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+        let close = chatring_wire::CloseCode::for_error(code).number();
+        assert_eq!(self.hear(), Heard::Close(Some(close)));
+    }
+}
+
+fn hello(name: &str) -> ClientFrame {
+    let mut installation = [0; 16];
+    installation[..name.len().min(16)].copy_from_slice(&name.as_bytes()[..name.len().min(16)]);
+    ClientFrame::Hello(Hello {
+        token: name.to_owned(),
+        installation: InstallationId(installation),
+        cursor: Bytes::new(),
+        capabilities: 0,
+        frame_bytes_max: FRAME_BYTES_MIN as u32,
+    })
+}
+
+fn ping() -> ClientFrame {
+    ClientFrame::Ping { pushes: 0 }
+}
+
+#[test]
+fn a_message_goes_from_one_user_to_another_wherever_they_live() {
+    let server = Server::start(GatewayLimits::default());
+    for pair in 0..4 {
+        let (a, b) = (format!("a{pair}"), format!("b{pair}"));
+        let mut alice = server.sign_in(&a);
+        let mut bob = server.sign_in(&b);
+        let with = UserRef::Subject { issuer: String::new(), subject: b };
+        alice.say(&[ClientFrame::Open { request: RequestId(1), with }]);
+        let opened = alice.until(|f| matches!(f, ServerFrame::Opened { .. }));
+        let ServerFrame::Opened { head, .. } = opened else { unreachable!() };
+        for n in 1..=3 {
+            let body = Bytes::from(format!("text {n}"));
+            alice.say(&[ClientFrame::Send(Send {
+                request: RequestId(1 + n),
+                cid: head.cid,
+                cmid: Cmid([n as u8; 16]),
+                base: Seq(u64::from(n) - 1),
+                previous: None,
+                kind: BodyKind::TEXT,
+                body: body.clone(),
+            })]);
+            alice.until(|f| matches!(f, ServerFrame::Sent { seq, .. } if seq.0 == u64::from(n)));
+            bob.until(|f| matches!(f, ServerFrame::Text { body: got, .. } if *got == body));
+        }
+    }
+    assert!(server.counters().handovers > 0, "some connection was accepted by the other shard");
+}
+
+#[test]
+fn frames_behind_the_hello_follow_it_to_the_shard_of_the_user() {
+    let server = Server::start(GatewayLimits::default());
+    for n in 0..16 {
+        let mut client = Client::connect(&server, Subprotocol::Json);
+        client.say(&[hello(&format!("user{n}")), ping(), ping()]);
+        let first = client.frame();
+        assert!(matches!(first, ServerFrame::Welcome(_)), "{first:?}");
+        for _ in 0..2 {
+            client.until(|f| matches!(f, ServerFrame::Pong { .. }));
+        }
+    }
+}
+
+#[test]
+fn wrong_hellos_have_their_own_errors() {
+    let server = Server::start(GatewayLimits::default());
+    let small = |frame| match frame {
+        ClientFrame::Hello(h) => ClientFrame::Hello(Hello { frame_bytes_max: 1_000, ..h }),
+        other => other,
+    };
+    for (first, code) in [
+        (hello("expired"), ErrorCode::ExpiredToken),
+        (ping(), ErrorCode::Unexpected),
+        (small(hello("a")), ErrorCode::FrameTooSmall),
+    ] {
+        let mut client = Client::connect(&server, Subprotocol::Binary);
+        client.say(&[first]);
+        client.expect_error(code);
+    }
+    let mut twice = server.sign_in("twice");
+    twice.say(&[hello("twice")]);
+    twice.expect_error(ErrorCode::Unexpected);
+}
+
+#[test]
+fn garbage_closes_its_connection_and_harms_nobody_else() {
+    let server = Server::start(GatewayLimits::default());
+    let mut other = server.sign_in("other");
+    let mut bad = server.sign_in("bad");
+    let mut out = BytesMut::new();
+    encode_message(&mut out, MessageKind::Binary, &[3, 0x9f, 1, 2], MASK);
+    bad.socket.write_all(&out).unwrap();
+    bad.expect_error(ErrorCode::UnknownOpcode);
+    let mut text = server.sign_in("text");
+    out.clear();
+    encode_message(&mut out, MessageKind::Text, b"{}", MASK);
+    text.socket.write_all(&out).unwrap();
+    assert_eq!(text.hear(), Heard::Close(Some(1003)));
+    let mut unmasked = server.sign_in("unmasked");
+    unmasked.socket.write_all(&[0x82, 1, 0]).unwrap();
+    assert_eq!(unmasked.hear(), Heard::Close(Some(1002)));
+    assert_eq!(unmasked.hear(), Heard::End);
+    let mut ping_out = BytesMut::new();
+    encode_ping(&mut ping_out, &ControlPayload::new(&b"x"[..]).unwrap(), MASK);
+    other.socket.write_all(&ping_out).unwrap();
+    assert_eq!(other.hear(), Heard::Pong);
+    other.say(&[ping()]);
+    other.until(|f| matches!(f, ServerFrame::Pong { .. }));
+}
+
+#[test]
+fn plain_http_gets_a_short_answer() {
+    let server = Server::start(GatewayLimits::default());
+    for (path, status) in [("/", "404"), (WS_PATH, "426")] {
+        let mut socket = server.socket();
+        write!(socket, "GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
+    }
+}
+
+#[test]
+fn half_handshakes_time_out_and_are_bounded() {
+    let limits = GatewayLimits {
+        handshakes_per_ip_max: 2,
+        handshake_ms_max: 300,
+        ..GatewayLimits::default()
+    };
+    let server = Server::start(limits);
+    let mut half = server.socket();
+    half.write_all(b"GET /v1/ws HTT").unwrap();
+    let mut silent = Client::connect(&server, Subprotocol::Binary);
+    let mut third = server.socket();
+    let mut answer = String::new();
+    third.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+    silent.expect_error(ErrorCode::Timeout);
+    let mut rest = Vec::new();
+    half.read_to_end(&mut rest).unwrap();
+    assert!(rest.is_empty());
+    drop((silent, half));
+    std::thread::sleep(Duration::from_millis(100));
+    server.sign_in("later");
+}
+
+#[test]
+fn a_flood_of_tiny_frames_does_not_starve_others() {
+    let server = Server::start(GatewayLimits::default());
+    let mut flood = server.sign_in("flood");
+    let mut other = server.sign_in("other");
+    let frames = vec![ClientFrame::Ack { pushes: 0 }; 4_000];
+    let block = flood.bytes_of(&frames);
+    let mut socket = flood.socket.try_clone().unwrap();
+    let writer = std::thread::spawn(move || (0..50).all(|_| socket.write_all(&block).is_ok()));
+    let mut worst = Duration::ZERO;
+    for _ in 0..20 {
+        let start = Instant::now();
+        other.say(&[ping()]);
+        other.until(|f| matches!(f, ServerFrame::Pong { .. }));
+        worst = worst.max(start.elapsed());
+    }
+    assert!(worst < Duration::from_secs(1), "{worst:?}");
+    assert!(writer.join().unwrap(), "everything is read in the end");
+}
+
+#[test]
+fn a_drain_tells_sessions_and_ends() {
+    let server = Server::start(GatewayLimits::default());
+    let mut client = server.sign_in("a");
+    let start = Instant::now();
+    let deadline = start + Duration::from_secs(4);
+    std::thread::scope(|scope| {
+        let drain = scope.spawn(|| server.gateway.drain(deadline));
+        client.until(|f| matches!(f, ServerFrame::Drain { .. }));
+        while client.hear() != Heard::End {}
+        drain.join().unwrap().unwrap();
+    });
+    assert!(start.elapsed() < Duration::from_secs(4));
+}
