@@ -1,6 +1,7 @@
 //! Tests of the whole product, one module per behaviour, all in one binary.
 
 mod cli_config;
+mod cli_serve;
 mod cli_token;
 mod common;
 mod tidy;

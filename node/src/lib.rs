@@ -10,6 +10,7 @@ pub mod gateway;
 pub mod limits;
 pub mod log;
 pub mod metrics;
+pub mod node;
 pub mod rt;
 pub mod server;
 pub mod store;

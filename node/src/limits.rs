@@ -5,6 +5,8 @@
 pub const DRAIN_MS_MAX: u64 = 4_000;
 /// Time in which all shards must accept after the store has opened.
 pub const READY_MS_MAX: u64 = 60_000;
+/// Time between two looks whether they do.
+pub const READY_POLL_MS: u64 = 5;
 /// Largest head of an HTTP request.
 pub const HTTP_HEAD_BYTES_MAX: usize = 16 * 1024;
 /// Most headers of an HTTP request.

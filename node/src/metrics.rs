@@ -4,6 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use chatring_core::counters::{CounterKind, Counters};
 
+use crate::gateway::GatewayCounters;
 use crate::rt::StatValues;
 use crate::store::embedded::{StoreMetrics, WRITE_US_BOUNDS};
 
@@ -56,6 +57,18 @@ pub fn of_shards(counters: &Counters) -> Vec<Metric> {
             CounterKind::Gauge => MetricValue::Gauge(value),
         };
         Metric::new(&format!("chatring_{name}"), help, value)
+    };
+    counters.each().into_iter().map(metric).collect()
+}
+
+/// The connections of the shards, summed by the caller.
+pub fn of_connections(counters: &GatewayCounters) -> Vec<Metric> {
+    let metric = |(name, help, value)| {
+        let value = match name {
+            "connections" => MetricValue::Gauge(value),
+            _ => MetricValue::Counter(value),
+        };
+        Metric::new(&format!("chatring_gateway_{name}"), help, value)
     };
     counters.each().into_iter().map(metric).collect()
 }

@@ -12,7 +12,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use rustix::process::{Resource, getrlimit, setrlimit};
 use serde_json::json;
@@ -22,11 +22,9 @@ use tracing::{info, warn};
 use crate::api::{Api, Phase};
 use crate::auth::{AuthError, write_private};
 use crate::config::Config;
-use crate::limits::{DRAIN_MS_MAX, READY_MS_MAX};
+use crate::gateway::WS_PATH;
+use crate::limits::{DRAIN_MS_MAX, READY_MS_MAX, READY_POLL_MS};
 use crate::metrics::{Metric, of_process};
-
-/// Path of the WebSocket address.
-pub const WS_PATH: &str = "/v1/ws";
 
 /// What serves clients: the shards with their store.
 pub trait Clients: Send + Sync + 'static {
@@ -39,8 +37,8 @@ pub trait Clients: Send + Sync + 'static {
     /// The file of the deployment's own token key.
     fn token_key_file(&self) -> &Path;
 
-    /// Waits until all shards accept.
-    fn wait_ready(&self, timeout: Duration) -> Result<(), String>;
+    /// Whether all shards accept.
+    fn is_ready(&self) -> bool;
 
     /// Tells sessions when to come back, refuses new ones, finishes what is in flight and closes
     /// the store.
@@ -131,21 +129,21 @@ pub fn run<C: Clients>(
         metrics.extend(scraped.metrics());
         metrics
     }));
-    clients.wait_ready(Duration::from_millis(READY_MS_MAX)).map_err(StartError::Clients)?;
-    let addresses = Addresses {
-        ws: format!("ws://{}{WS_PATH}", reachable(clients.local_addr())),
-        http: format!("http://{}", reachable(api.local_addr())),
-    };
-    api.set_phase(Phase::Ready);
-    if let Some(path) = ready_file {
-        let text = ready_text(&addresses, &*clients);
-        write_private(path, text.as_bytes())
-            .map_err(|error| StartError::ReadyFile { path: path.to_owned(), error })?;
+    if wait_ready(&*clients, &told)? == Waited::Ready {
+        let addresses = Addresses {
+            ws: format!("ws://{}{WS_PATH}", reachable(clients.local_addr())),
+            http: format!("http://{}", reachable(api.local_addr())),
+        };
+        api.set_phase(Phase::Ready);
+        if let Some(path) = ready_file {
+            let text = ready_text(&addresses, &*clients);
+            write_private(path, text.as_bytes())
+                .map_err(|error| StartError::ReadyFile { path: path.to_owned(), error })?;
+        }
+        info!(ws = addresses.ws, http = addresses.http, shards = clients.shards(), "ready");
+        on_ready(&addresses);
+        let _ = told.recv();
     }
-    info!(ws = addresses.ws, http = addresses.http, shards = clients.shards(), "ready");
-    on_ready(&addresses);
-
-    let _ = told.recv();
     api.set_phase(Phase::Draining);
     info!("draining");
     std::thread::spawn(move || {
@@ -159,6 +157,28 @@ pub fn run<C: Clients>(
     }
     api.stop();
     Ok(Ended::Drained)
+}
+
+#[derive(PartialEq)]
+enum Waited {
+    Ready,
+    /// A signal came first.
+    Stopped,
+}
+
+/// Recovery has no bound of its own: that of a large store takes as long as it takes. Once the
+/// store is open the shards need a few reads each.
+fn wait_ready(clients: &impl Clients, told: &flume::Receiver<Event>) -> Result<Waited, StartError> {
+    let until = Instant::now() + Duration::from_millis(READY_MS_MAX);
+    while !clients.is_ready() {
+        if told.recv_timeout(Duration::from_millis(READY_POLL_MS)).is_ok() {
+            return Ok(Waited::Stopped);
+        }
+        if Instant::now() >= until {
+            return Err(StartError::Clients("the shards were not ready in time".to_owned()));
+        }
+    }
+    Ok(Waited::Ready)
 }
 
 enum Event {

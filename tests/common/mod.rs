@@ -1,7 +1,13 @@
-//! Runs the real binary.
+//! Starts the real binary on free ports in a folder of its own, and ends it by its process id.
+
+mod http;
+mod node;
 
 use std::path::PathBuf;
 use std::process::{Command, Output};
+
+pub use self::http::get;
+pub use self::node::{Node, NodeOptions};
 
 /// The server's executable, built for this test.
 pub fn executable() -> PathBuf {

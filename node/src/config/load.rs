@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use chatring_client::token::OWN_ISSUER;
-use chatring_wire::limits::{BODY_BYTES_MAX, NAME_BYTES_MAX};
+use chatring_wire::limits::{BODY_BYTES_MAX, FRAME_BYTES_MIN, MESSAGE_BYTES_MAX, NAME_BYTES_MAX};
 use thiserror::Error;
 
 use super::Config;
@@ -16,6 +16,9 @@ const FILE_BYTES_MAX: u64 = 1024 * 1024;
 const ISSUERS_MAX: usize = 64;
 /// Most keys of an issuer: each one may cost a signature check per token.
 const KEYS_PER_ISSUER_MAX: usize = 8;
+/// Least and most that `limits.frame_bytes_max` may be, by the protocol.
+const FRAME_MIN: u64 = FRAME_BYTES_MIN as u64;
+const MESSAGE_MAX: u64 = MESSAGE_BYTES_MAX as u64;
 /// A mebibyte.
 const MIB: u64 = 1 << 20;
 /// Largest number of anything that is counted in a `u32`.
@@ -118,7 +121,7 @@ impl Config {
     /// Checks what the types cannot say.
     fn check(&self) -> Result<(), ConfigError> {
         let l = &self.limits;
-        let body = BODY_BYTES_MAX as u64;
+        let (body, high) = (BODY_BYTES_MAX as u64, l.unsent_bytes_high as u64);
         let ranges = [
             ("server.shards", self.server.shards.into(), 0, SHARDS_MAX.into()),
             ("limits.heartbeat (ms)", l.heartbeat.as_ms(), 1_000, 600_000),
@@ -134,6 +137,15 @@ impl Config {
             ("limits.channels_in_memory_max", l.channels_in_memory_max as u64, 16, COUNT_MAX),
             ("limits.recent_max", l.recent_max as u64, 1, 65_536),
             ("limits.audit (ms)", l.audit.as_ms(), 1_000, 86_400_000),
+            ("limits.connections_max", l.connections_max as u64, 1, COUNT_MAX),
+            ("limits.connections_per_ip_max", l.connections_per_ip_max as u64, 1, COUNT_MAX),
+            ("limits.handshakes_max", l.handshakes_max as u64, 1, COUNT_MAX),
+            ("limits.handshakes_per_ip_max", l.handshakes_per_ip_max as u64, 1, COUNT_MAX),
+            ("limits.handshake (ms)", l.handshake.as_ms(), 100, 600_000),
+            ("limits.backlog", l.backlog.try_into().unwrap_or(0), 1, 65_536),
+            ("limits.unsent_bytes_high", l.unsent_bytes_high as u64, 4_096, COUNT_MAX),
+            ("limits.unsent_bytes_max", l.unsent_bytes_max as u64, high, COUNT_MAX),
+            ("limits.frame_bytes_max", l.frame_bytes_max as u64, FRAME_MIN, MESSAGE_MAX),
             ("limits.http_connections_max", l.http_connections_max as u64, 1, 65_536),
             ("store.commit_gap (us)", self.store.commit_gap.as_us(), 0, 1_000_000),
             ("store.cache_bytes", self.store.cache_bytes, MIB, 1 << 40),
@@ -198,6 +210,7 @@ mod tests {
 
     use super::*;
     use crate::config::{Issuer, IssuerKey, KeyAlgorithm};
+    use crate::gateway::GatewayLimits;
     use crate::store::embedded::EmbeddedConfig;
 
     fn parse(text: &str) -> Result<Config, ConfigError> {
@@ -219,6 +232,7 @@ mod tests {
         assert_eq!(parse(&config.to_toml()).expect("its own text"), config);
         assert_eq!(parse("").expect("an empty file"), config);
         assert_eq!(config.limits.shard(), chatring_core::limits::ShardLimits::default());
+        assert_eq!(config.limits.gateway(), GatewayLimits::default());
         assert_eq!(config.store.embedded(), EmbeddedConfig::default());
     }
 

@@ -7,6 +7,7 @@ use chatring_core::limits::ShardLimits;
 use serde::{Deserialize, Serialize};
 
 use super::Period;
+use crate::gateway::GatewayLimits;
 use crate::store::embedded::EmbeddedConfig;
 
 /// The whole configuration. `docs/operating.md` has a line for each key.
@@ -80,6 +81,24 @@ pub struct Limits {
     pub channels_in_memory_max: usize,
     /// Messages of a channel that a repeat is compared with in memory.
     pub recent_max: usize,
+    /// Connections of clients.
+    pub connections_max: usize,
+    /// Connections of one address (IPv6: of one /64).
+    pub connections_per_ip_max: usize,
+    /// Connections that have not said `hello` yet.
+    pub handshakes_max: usize,
+    /// Connections of one address that have not said `hello` yet.
+    pub handshakes_per_ip_max: usize,
+    /// Time from the accept to a good `hello`.
+    pub handshake: Period,
+    /// Connections that the kernel holds until they are accepted.
+    pub backlog: i32,
+    /// Unsent bytes of a connection above which nothing is read from it.
+    pub unsent_bytes_high: usize,
+    /// Unsent bytes of a connection above which it is closed.
+    pub unsent_bytes_max: usize,
+    /// Largest frame that is taken.
+    pub frame_bytes_max: usize,
     /// HTTP connections at a time.
     pub http_connections_max: usize,
 }
@@ -103,11 +122,27 @@ impl Limits {
             recent_max: self.recent_max,
         }
     }
+
+    /// The bounds of clients' connections.
+    pub fn gateway(&self) -> GatewayLimits {
+        GatewayLimits {
+            connections_max: self.connections_max,
+            connections_per_ip_max: self.connections_per_ip_max,
+            handshakes_max: self.handshakes_max,
+            handshakes_per_ip_max: self.handshakes_per_ip_max,
+            handshake_ms_max: self.handshake.as_ms(),
+            backlog: self.backlog,
+            unsent_bytes_high: self.unsent_bytes_high,
+            unsent_bytes_max: self.unsent_bytes_max,
+            frame_bytes_max: self.frame_bytes_max,
+        }
+    }
 }
 
 impl Default for Limits {
     fn default() -> Limits {
         let shard = ShardLimits::default();
+        let gateway = GatewayLimits::default();
         Limits {
             heartbeat: Period::from_ms(shard.heartbeat_ms.into()),
             window_pushes: shard.window_pushes,
@@ -122,6 +157,15 @@ impl Default for Limits {
             audit: Period::from_ms(shard.audit_ms),
             channels_in_memory_max: shard.channels_in_memory_max,
             recent_max: shard.recent_max,
+            connections_max: gateway.connections_max,
+            connections_per_ip_max: gateway.connections_per_ip_max,
+            handshakes_max: gateway.handshakes_max,
+            handshakes_per_ip_max: gateway.handshakes_per_ip_max,
+            handshake: Period::from_ms(gateway.handshake_ms_max),
+            backlog: gateway.backlog,
+            unsent_bytes_high: gateway.unsent_bytes_high,
+            unsent_bytes_max: gateway.unsent_bytes_max,
+            frame_bytes_max: gateway.frame_bytes_max,
             http_connections_max: 256,
         }
     }

@@ -7,6 +7,7 @@ use super::*;
 
 /// Clients that drain when they are told to.
 struct Fake {
+    ready: bool,
     key: PathBuf,
     drain: flume::Receiver<Drained>,
     draining: flume::Sender<()>,
@@ -25,8 +26,8 @@ impl Clients for Fake {
         &self.key
     }
 
-    fn wait_ready(&self, _: Duration) -> Result<(), String> {
-        Ok(())
+    fn is_ready(&self) -> bool {
+        self.ready
     }
 
     fn drain(&self, timeout: Duration) -> Drained {
@@ -59,7 +60,7 @@ fn start(folder: &Path) -> Running {
         config.server.http.set_port(0);
         let clients = |_: &Config| {
             assert!(!file.exists(), "the old ready file is still there");
-            Ok(Fake { key, drain, draining: tell_draining })
+            Ok(Fake { ready: true, key, drain, draining: tell_draining })
         };
         run(&config, Some(&file), clients, |_| is_ready.send(()).expect("a waiter"))
             .expect("it starts")
