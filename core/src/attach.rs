@@ -61,7 +61,10 @@ impl Shard {
     }
 
     pub(crate) fn user_rows(&mut self, uid: Uid, rows: Rows) {
-        let Ok(rows) = decode_user(rows) else { return self.effect(Effect::Fatal) };
+        let rows = match decode_user(rows) {
+            Ok(rows) => rows,
+            Err(error) => return self.damaged(error),
+        };
         let Some(user) = self.users.get_mut(&uid) else { return };
         user.rows = Some(rows);
         user.loading = false;

@@ -2,7 +2,6 @@
 
 use chatring_wire::HistoryId;
 
-use crate::effect::Effect;
 use crate::keys;
 use crate::kv::{
     Class, Commit, KeyRange, LaneId, Outcome, Read, ReadVersion, Request, Rows, Write,
@@ -11,7 +10,7 @@ use crate::lane::{Lane, LaneConfig};
 use crate::placement::DeploymentKey;
 use crate::shard::{Asker, Deployment, Shard};
 use crate::timers::Timer;
-use crate::values::{DeploymentRow, FenceRow, StoreIncarnation};
+use crate::values::{DeploymentRow, FenceRow, StoreIncarnation, ValueError};
 
 /// Pause before a claim that failed is looked at again.
 const RETRY_MS: u64 = 20;
@@ -47,13 +46,13 @@ impl Shard {
 
     pub(crate) fn boot_rows(&mut self, rows: Rows) {
         let [deployment, fence] = rows.gets.as_slice() else {
-            self.effect(Effect::Fatal);
+            self.damaged(ValueError::Damaged);
             return;
         };
         let deployment = deployment.clone().map(DeploymentRow::decode);
         let fence = fence.clone().map(FenceRow::decode);
         let (Ok(deployment), Ok(fence)) = (deployment.transpose(), fence.transpose()) else {
-            self.effect(Effect::Fatal);
+            self.damaged(ValueError::Damaged);
             return;
         };
         let claimed = fence.is_some_and(|fence| fence.incarnation == self.config.incarnation);
@@ -86,10 +85,10 @@ impl Shard {
             lane: None,
             class: Class::Interactive,
             read_version: Some(rows.version),
-            conflicts: Vec::new(),
+            conflicts: vec![KeyRange::key(&keys::fence(node, core))],
             writes: vec![Write::Set {
                 key: keys::fence(node, core),
-                value: FenceRow { incarnation: self.config.incarnation }.encode(),
+                value: FenceRow { incarnation: self.config.incarnation, writes: 0 }.encode(),
             }],
         };
         if core == 0 {

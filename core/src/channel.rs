@@ -6,14 +6,16 @@ use std::collections::VecDeque;
 use chatring_wire::frame::{ChannelKind, Row};
 use chatring_wire::{Cid, ErrorCode, MemberNumber, Ordinal, Seq, Uid};
 
-use crate::effect::{Effect, SendAnswer, SendRef, SendRequest, ShardMessage, Stored};
+use crate::effect::{SendAnswer, SendRef, SendRequest, ShardMessage, Stored};
 use crate::keys;
 use crate::kv::{Order, RangeEnd, RangeRead, Read, ReadVersion, Rows, Version, Write};
 use crate::placement::CANDIDATES;
 use crate::recent::{Entry, EntryState, Fingerprint, Forgetting, Recent, SendKey};
 use crate::sabotage::Break;
 use crate::shard::{Asker, Shard, Tag};
-use crate::values::{ChannelRow, InboxRow, MessageRow, StoreIncarnation, TrimRow, UNSTAMPED};
+use crate::values::{
+    ChannelRow, InboxRow, MessageRow, StoreIncarnation, TrimRow, UNSTAMPED, ValueError,
+};
 
 /// Requests that may wait for a channel's load or scan.
 const WAITING_MAX: usize = 1_024;
@@ -211,14 +213,14 @@ impl Shard {
                     self.read(Asker::Channel(cid, LoadStep::Inbox(Box::new(loaded))), read);
                 }
                 Ok(None) => self.channel_missing(cid),
-                Err(_) => self.effect(Effect::Fatal),
+                Err(error) => self.damaged(error),
             },
             LoadStep::Inbox(loaded) => {
                 let mut own_ordinal = [Ordinal(0); 2];
                 for (own, value) in own_ordinal.iter_mut().zip(rows.gets) {
                     match value.map(InboxRow::decode) {
                         Some(Ok(row)) => *own = row.own_ordinal,
-                        Some(Err(_)) => return self.effect(Effect::Fatal),
+                        Some(Err(error)) => return self.damaged(error),
                         None => {}
                     }
                 }
@@ -403,13 +405,13 @@ impl Shard {
         let mut found = None;
         let mut reached = after;
         let Some(range) = rows.ranges.into_iter().next() else {
-            return self.effect(Effect::Fatal);
+            return self.damaged(ValueError::Damaged);
         };
         for (key, value) in range.rows {
             let Some(Ok(message)) =
                 keys::seq_of_message(&key).map(|seq| MessageRow::decode(seq, value))
             else {
-                return self.effect(Effect::Fatal);
+                return self.damaged(ValueError::Damaged);
             };
             reached = message.row.seq;
             let same = message.uid == request.uid
@@ -599,14 +601,14 @@ fn rows_of_message(
 }
 
 /// What the first read of a load says; `None` if there is no such channel.
-fn loaded(rows: &Rows) -> Result<Option<Loaded>, crate::values::ValueError> {
+fn loaded(rows: &Rows) -> Result<Option<Loaded>, ValueError> {
     let [Some(channel), trim] = rows.gets.as_slice() else { return Ok(None) };
     let row = ChannelRow::decode(channel.clone())?;
     let trim = trim.clone().map(TrimRow::decode).transpose()?;
     let newest = rows.ranges.first().and_then(|range| range.rows.first());
     let newest = match newest {
         Some((key, value)) => {
-            let seq = keys::seq_of_message(key).ok_or(crate::values::ValueError::Damaged)?;
+            let seq = keys::seq_of_message(key).ok_or(ValueError::Damaged)?;
             Some(MessageRow::decode(seq, value.clone())?.row)
         }
         None => None,

@@ -5,8 +5,10 @@ use chatring_wire::frame::{MessageKind, RequestId, Row, ServerFrame};
 use chatring_wire::{
     Cid, ClientFrame, CloseCode, Cmid, DeviceId, ErrorCode, InstallationId, Seq, Uid,
 };
+use thiserror::Error;
 
 use crate::kv::{Completion, LaneId, Request, Ticket, Version};
+use crate::values::ValueError;
 
 /// Two clocks, both in milliseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -140,8 +142,25 @@ pub enum Effect {
         /// Where.
         to: ShardId,
     },
-    /// The store has failed for good: end the process.
-    Fatal,
+    /// Nothing more can be promised: end the process.
+    Fatal(FatalCause),
+}
+
+/// Why a shard cannot go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum FatalCause {
+    /// The store has failed for good.
+    #[error("the store has failed")]
+    StoreFailed,
+    /// A stored row does not parse, or rows that must be there are not.
+    #[error("stored rows are damaged: {0}")]
+    Damaged(ValueError),
+    /// Another process has taken this core's place in the store.
+    #[error("another process has taken this core's place in the store")]
+    FenceTaken,
+    /// The store broke its contract.
+    #[error("the store gave an answer that its contract does not allow")]
+    StoreBroken,
 }
 
 /// A send that is open at a session's shard, as other shards name it.

@@ -21,7 +21,7 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 
-use crate::effect::Now;
+use crate::effect::{FatalCause, Now};
 use crate::kv::{
     Class, Commit, InFlight, KeyRange, LaneId, Limits, Outcome, Read, ReadVersion, Request, Rows,
     Version, Write,
@@ -59,6 +59,8 @@ pub enum LaneOp {
     Verify,
     /// The write of the own fence that makes an outcome definite.
     Fence,
+    /// A read that tells whether a write of the fence happened.
+    Refence,
     /// The read of fence and journal that settles.
     Settle,
 }
@@ -72,9 +74,8 @@ pub enum LaneOutput<T> {
     Resume(LaneId),
     /// These appends are stored, at or below the version, in the order in which they were pushed.
     Stored(Version, Vec<T>),
-    /// The core is another process's now, or the store broke its word: nothing more can be
-    /// promised.
-    Lost,
+    /// Nothing more can be promised.
+    Lost(FatalCause),
 }
 
 /// Who the lane is.
@@ -111,6 +112,7 @@ pub struct Lane<T> {
     state: State,
     fence_version: Version,
     fence_read_ms: u64,
+    fence_writes: u64,
     verifying: Option<u64>,
     settles: u64,
 }
@@ -129,7 +131,7 @@ enum State {
     Running,
     /// A group failed: the answers of the others are awaited.
     Stopped,
-    /// The own fence is being written, or will be at the given time.
+    /// The own fence is being written, or will be looked at at the given time.
     Fencing { retry_ms: Option<u64> },
     /// Fence and journal are being read, or will be at the given time.
     Settling { retry_ms: Option<u64> },
@@ -150,6 +152,7 @@ impl<T> Lane<T> {
             state: State::Running,
             fence_version,
             fence_read_ms: read_ms,
+            fence_writes: 0,
             verifying: None,
             settles: 0,
         }
@@ -204,7 +207,10 @@ impl<T> Lane<T> {
         match self.state {
             State::Running => self.submit_waiting(now, out),
             State::Stopped => {}
-            State::Fencing { retry_ms } if due(retry_ms) => self.write_fence(out),
+            State::Fencing { retry_ms } if due(retry_ms) => {
+                self.state = State::Fencing { retry_ms: None };
+                out.push(LaneOutput::Submit(LaneOp::Refence, self.read(&[&self.config.fence])));
+            }
             State::Settling { retry_ms } if due(retry_ms) => self.read_journal(now, out),
             State::Pausing { until_ms } if until_ms <= now.mono_ms => self.resubmit(now, out),
             State::Fencing { .. } | State::Settling { .. } | State::Pausing { .. } => {}
@@ -220,14 +226,32 @@ impl<T> Lane<T> {
         out: &mut Vec<LaneOutput<T>>,
     ) {
         if outcome == Outcome::Fatal {
-            out.push(LaneOutput::Lost);
+            out.push(LaneOutput::Lost(FatalCause::StoreFailed));
             return;
         }
         match op {
             LaneOp::Group(number) => self.group_answered(now, number, outcome, out),
             LaneOp::Verify => self.verified(now, outcome, out),
             LaneOp::Fence => match outcome {
-                Outcome::Committed(_) => self.read_journal(now, out),
+                Outcome::Committed(_) => {
+                    self.fence_writes += 1;
+                    self.read_journal(now, out);
+                }
+                // Not even a conflict proves that the fence was written: stores give false ones.
+                _ => self.state = State::Fencing { retry_ms: Some(now.mono_ms + PAUSE_MS) },
+            },
+            LaneOp::Refence => match outcome {
+                Outcome::Rows(rows) => match self.mine(rows.gets.first().cloned().flatten()) {
+                    Ok(fence) if fence.writes > self.fence_writes => {
+                        self.fence_writes = fence.writes;
+                        self.read_journal(now, out);
+                    }
+                    Ok(_) => {
+                        self.fence_version = self.fence_version.max(rows.version);
+                        self.write_fence(out);
+                    }
+                    Err(cause) => out.push(LaneOutput::Lost(cause)),
+                },
                 _ => self.state = State::Fencing { retry_ms: Some(now.mono_ms + PAUSE_MS) },
             },
             LaneOp::Settle => match outcome {
@@ -351,7 +375,7 @@ impl<T> Lane<T> {
             )
         });
         if any(|answer| matches!(answer, Outcome::TooLarge | Outcome::Rows(_))) {
-            out.push(LaneOutput::Lost);
+            out.push(LaneOutput::Lost(FatalCause::StoreBroken));
         } else if in_flight && !self.config.breaks.has(Break::NoFence) {
             self.write_fence(out);
         } else if in_flight || unsettled {
@@ -363,12 +387,15 @@ impl<T> Lane<T> {
 
     fn write_fence(&mut self, out: &mut Vec<LaneOutput<T>>) {
         self.state = State::Fencing { retry_ms: None };
-        let value = FenceRow { incarnation: self.config.incarnation }.encode();
+        let value =
+            FenceRow { incarnation: self.config.incarnation, writes: self.fence_writes + 1 };
+        let value = value.encode();
         let commit = Commit {
             lane: None,
             class: Class::Interactive,
-            read_version: None,
-            conflicts: Vec::new(),
+            // Conditional, so that a write of a dead process cannot land over a living one's.
+            read_version: Some(self.fence_version),
+            conflicts: vec![KeyRange::key(&self.config.fence)],
             writes: vec![Write::Set { key: self.config.fence.clone(), value }],
         };
         out.push(LaneOutput::Submit(LaneOp::Fence, Request::Commit(commit)));
@@ -383,17 +410,17 @@ impl<T> Lane<T> {
 
     fn settle(&mut self, now: Now, rows: Rows, out: &mut Vec<LaneOutput<T>>) {
         let [fence, journal] = rows.gets.as_slice() else {
-            out.push(LaneOutput::Lost);
+            out.push(LaneOutput::Lost(FatalCause::StoreBroken));
             return;
         };
-        if !self.is_mine(fence.clone()) {
-            out.push(LaneOutput::Lost);
+        if let Err(cause) = self.mine(fence.clone()) {
+            out.push(LaneOutput::Lost(cause));
             return;
         }
         let journal = match journal.clone().map(JournalRow::decode) {
             Some(Ok(row)) if row.incarnation == self.config.incarnation => Some(row),
-            Some(Err(_)) => {
-                out.push(LaneOutput::Lost);
+            Some(Err(error)) => {
+                out.push(LaneOutput::Lost(FatalCause::Damaged(error)));
                 return;
             }
             Some(Ok(_)) | None => None,
@@ -421,8 +448,8 @@ impl<T> Lane<T> {
     fn verified(&mut self, now: Now, outcome: Outcome, out: &mut Vec<LaneOutput<T>>) {
         let submitted_ms = self.verifying.take().unwrap_or(now.mono_ms);
         if let Outcome::Rows(rows) = outcome {
-            if !self.is_mine(rows.gets.first().cloned().flatten()) {
-                out.push(LaneOutput::Lost);
+            if let Err(cause) = self.mine(rows.gets.first().cloned().flatten()) {
+                out.push(LaneOutput::Lost(cause));
                 return;
             }
             if rows.version >= self.fence_version {
@@ -433,9 +460,10 @@ impl<T> Lane<T> {
         self.flush(now, out);
     }
 
-    fn is_mine(&self, fence: Option<Bytes>) -> bool {
-        let row = fence.map(FenceRow::decode);
-        matches!(row, Some(Ok(row)) if row.incarnation == self.config.incarnation)
+    /// The fence, if it is this process's own.
+    fn mine(&self, fence: Option<Bytes>) -> Result<FenceRow, FatalCause> {
+        let row = fence.map(FenceRow::decode).transpose().map_err(FatalCause::Damaged)?;
+        row.filter(|row| row.incarnation == self.config.incarnation).ok_or(FatalCause::FenceTaken)
     }
 
     fn read(&self, keys: &[&Bytes]) -> Request {

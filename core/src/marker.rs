@@ -4,7 +4,7 @@
 use chatring_wire::frame::ServerFrame;
 use chatring_wire::{Cid, Ordinal, Seq, Uid};
 
-use crate::effect::{Effect, SessionId};
+use crate::effect::SessionId;
 use crate::keys;
 use crate::kv::{Read, ReadVersion, Rows};
 use crate::shard::{Asker, Shard, Tag};
@@ -69,7 +69,7 @@ impl Shard {
         let MarkerState::Reading { read } = marker.state else { return };
         let next = match next_row(rows, read, marker.received) {
             Ok(next) => next,
-            Err(_) => return self.effect(Effect::Fatal),
+            Err(error) => return self.damaged(error),
         };
         let Some(row) = next else {
             return self.marker_done(uid, cid, read, Seq(u64::MAX));

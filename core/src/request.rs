@@ -8,7 +8,7 @@ use chatring_wire::frame::{
 use chatring_wire::limits::{NAME_BYTES_MAX, ROWS_PER_FRAME_MAX, WHO_MEMBERS_MAX};
 use chatring_wire::{Cid, CloseCode, ErrorCode, MemberNumber, Seq, Uid};
 
-use crate::effect::{Effect, SendRef, SessionId, ShardMessage};
+use crate::effect::{SendRef, SessionId, ShardMessage};
 use crate::keys;
 use crate::kv::{Order, RangeEnd, RangeRead, Read, ReadVersion, Rows};
 use crate::placement::CANDIDATES;
@@ -110,7 +110,7 @@ impl Shard {
         };
         match answer {
             Ok(answer) => self.end_request(origin, answer),
-            Err(_) => self.effect(Effect::Fatal),
+            Err(error) => self.damaged(error),
         }
     }
 

@@ -19,7 +19,7 @@ pub enum Break {
     StaleDedupeMap,
     /// Commits carry no conflict on the fence.
     NoFence,
-    /// What the journal says was not yet taken over is not looked at.
+    /// Groups are committed without their journal row.
     JournalForgotten,
     /// A push moves a session's position.
     PositionMovedByPush,

@@ -14,6 +14,7 @@ use crate::effect::{
 };
 use crate::kv::Version;
 use crate::queue::Queued;
+use crate::sabotage::Break;
 use crate::shard::Shard;
 use crate::sync::Sync;
 use crate::timers::Timer;
@@ -58,7 +59,7 @@ pub(crate) struct Session {
     pub(crate) audit_version: Version,
     window: Window,
     sends: FxHashMap<RequestId, OpenSend>,
-    sent: VecDeque<(RequestId, Cmid)>,
+    sent: VecDeque<SentBefore>,
     last_request: RequestId,
     heard_ms: u64,
 }
@@ -90,6 +91,20 @@ struct Window {
     acked: u64,
     bytes: u32,
     sizes: VecDeque<u32>,
+}
+
+/// A send that a later one may name as the one before it.
+#[derive(Debug)]
+struct SentBefore {
+    request: RequestId,
+    cmid: Cmid,
+    fate: Fate,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    Passed,
+    Refused,
 }
 
 #[derive(Debug)]
@@ -136,9 +151,9 @@ impl Session {
         matches!(self.phase, Phase::Attached) && !matches!(self.flow, Flow::Behind)
     }
 
-    fn cmid_of(&self, request: RequestId) -> Option<Cmid> {
-        let index = self.sent.binary_search_by_key(&request, |(sent, _)| *sent).ok()?;
-        Some(self.sent[index].1)
+    fn sent_before(&mut self, request: RequestId) -> Option<&mut SentBefore> {
+        let index = self.sent.binary_search_by_key(&request, |sent| sent.request).ok()?;
+        self.sent.get_mut(index)
     }
 }
 
@@ -199,12 +214,21 @@ impl Shard {
         }
         // A send that follows one of an earlier time than this session remembers follows one that
         // was answered long ago; its owner looks for it all the same, under an id that nobody has.
-        let previous =
-            send.previous.map(|previous| session.cmid_of(previous).unwrap_or(Cmid([0; 16])));
+        let before = send.previous.map(|previous| {
+            session
+                .sent_before(previous)
+                .map_or((Cmid([0; 16]), Fate::Passed), |sent| (sent.cmid, sent.fate))
+        });
+        let out_of_order = matches!(before, Some((_, Fate::Refused)));
         if session.sent.len() >= SENT_MAX {
             session.sent.pop_front();
         }
-        session.sent.push_back((request, send.cmid));
+        let fate = if out_of_order { Fate::Refused } else { Fate::Passed };
+        session.sent.push_back(SentBefore { request, cmid: send.cmid, fate });
+        // It costs no token and no way to the owner: what follows a refused send is refused.
+        if out_of_order && !self.config.breaks.has(Break::OutOfOrderAccepted) {
+            return self.refuse_request(id, request, Failure::new(ErrorCode::OutOfOrder));
+        }
         if session.sends.is_empty() {
             self.timers.set(now_ms + SEND_OPEN_MS_MAX, Timer::OpenSends(id));
         }
@@ -225,7 +249,7 @@ impl Shard {
             device,
             cmid: send.cmid,
             base: send.base,
-            previous,
+            previous: before.map(|(cmid, _)| cmid),
             kind: send.kind,
             body: send.body,
         });
@@ -238,6 +262,9 @@ impl Shard {
     fn refuse_send(&mut self, id: SessionId, request: RequestId, code: ErrorCode, wait_ms: u32) {
         if let Some(session) = self.sessions.get_mut(&id) {
             session.sends.remove(&request);
+            if let Some(sent) = session.sent_before(request) {
+                sent.fate = Fate::Refused;
+            }
         }
         self.refuse_request(id, request, Failure::new(code).retry_after(wait_ms));
     }
@@ -260,6 +287,9 @@ impl Shard {
                 self.send(id, ServerFrame::Sent { request, cid, seq, time_ms });
             }
             SendAnswer::Refused { code, retry_after_ms } => {
+                if let Some(sent) = session.sent_before(request) {
+                    sent.fate = Fate::Refused;
+                }
                 let error = Failure { retry_after_ms, ..Failure::new(code) };
                 self.refuse_request(id, request, error);
             }

@@ -12,7 +12,7 @@ use rustc_hash::FxHashMap;
 use crate::boot::Boot;
 use crate::channel::{ChannelSlot, LoadStep};
 use crate::counters::Counters;
-use crate::effect::{Effect, Input, Now, SendRef, SessionId, ShardId, ShardMessage};
+use crate::effect::{Effect, FatalCause, Input, Now, SendRef, SessionId, ShardId, ShardMessage};
 use crate::kv::{Completion, Limits, Outcome, Read, Request, Rows, Ticket, Version, Write};
 use crate::lane::{Append, Lane, LaneOp, LaneOutput};
 use crate::limits::ShardLimits;
@@ -24,7 +24,7 @@ use crate::session::Session;
 use crate::sync::SyncStep;
 use crate::timers::{Timer, Timers};
 use crate::user::User;
-use crate::values::StoreIncarnation;
+use crate::values::{StoreIncarnation, ValueError};
 
 /// Pause before a read that the store did not answer is submitted again.
 const READ_RETRY_MS: u64 = 20;
@@ -224,6 +224,14 @@ impl Shard {
         self.effects.push_back(effect);
     }
 
+    pub(crate) fn fatal(&mut self, cause: FatalCause) {
+        self.effect(Effect::Fatal(cause));
+    }
+
+    pub(crate) fn damaged(&mut self, error: ValueError) {
+        self.fatal(FatalCause::Damaged(error));
+    }
+
     pub(crate) fn send(&mut self, session: SessionId, frame: ServerFrame) {
         self.effect(Effect::Send { session, frame });
     }
@@ -283,7 +291,7 @@ impl Shard {
         let Some(asked) = self.asked.remove(&completion.ticket) else { return };
         self.counters.store_requests = self.asked.len() as u64;
         if completion.outcome == Outcome::Fatal {
-            self.effect(Effect::Fatal);
+            self.fatal(FatalCause::StoreFailed);
             return;
         }
         match (asked, completion.outcome) {
@@ -297,7 +305,7 @@ impl Shard {
             (Asked { by: Asker::Lane(op), .. }, outcome) => {
                 self.lane_step(|lane, now, out| lane.completed(now, op, outcome, out));
             }
-            (Asked { .. }, _) => self.effect(Effect::Fatal),
+            (Asked { .. }, _) => self.fatal(FatalCause::StoreBroken),
         }
     }
 
@@ -342,7 +350,7 @@ impl Shard {
                         self.stored(version, tag);
                     }
                 }
-                LaneOutput::Lost => self.effect(Effect::Fatal),
+                LaneOutput::Lost(cause) => self.fatal(cause),
             }
         }
         while let Some(message) = self.local.pop_front() {

@@ -21,7 +21,7 @@ use chatring_wire::limits::BODY_BYTES_MAX;
 use chatring_wire::{Cid, Ordinal, Seq, Uid};
 
 use crate::cursor::{Cursor, Position};
-use crate::effect::{Effect, SessionId};
+use crate::effect::SessionId;
 use crate::keys;
 use crate::kv::{Order, RangeEnd, RangeRead, RangeRows, Read, ReadVersion, Rows, Version};
 use crate::sabotage::Break;
@@ -206,7 +206,7 @@ impl Shard {
         };
         match done {
             Ok(()) => self.go_on(id),
-            Err(_) => self.effect(Effect::Fatal),
+            Err(error) => self.damaged(error),
         }
     }
 

@@ -72,6 +72,8 @@ pub struct DeploymentRow {
 pub struct FenceRow {
     /// The start of a process that holds the core.
     pub incarnation: u64,
+    /// How often that process has written it, so that it can tell whether a write happened.
+    pub writes: u64,
 }
 
 /// `14 J`: how far a lane has come.
@@ -232,15 +234,19 @@ impl DeploymentRow {
 impl FenceRow {
     /// The value.
     pub fn encode(&self) -> Bytes {
-        let mut out = start(16);
+        let mut out = start(24);
         out.put_u64(self.incarnation);
+        out.put_u64(self.writes);
         out.freeze()
     }
 
     /// From a value.
     pub fn decode(value: Bytes) -> Result<FenceRow, ValueError> {
         let mut input = open(value)?;
-        Ok(FenceRow { incarnation: u64::from_be_bytes(array(&mut input)?) })
+        Ok(FenceRow {
+            incarnation: u64::from_be_bytes(array(&mut input)?),
+            writes: u64::from_be_bytes(array(&mut input)?),
+        })
     }
 }
 

@@ -33,9 +33,6 @@ pub struct Report {
     pub ack: Percentiles,
     /// From the intended send time to the delivery, of the same messages.
     pub deliver: Percentiles,
-    /// From the intended send time to the moment when the generator noticed it (open loop): its own
-    /// part of the latencies.
-    pub lag: Percentiles,
     /// What messages cost on the socket beyond their bodies, in the measured time.
     pub wire: Wire,
 }
@@ -113,7 +110,7 @@ impl fmt::Display for Report {
         writeln!(f, "others     {foreign} messages of others, {} reconnects", self.reconnects)?;
         let (acked, delivered) = (self.acked_per_s, self.delivered_per_s);
         writeln!(f, "rate       {acked:.0} acked/s, {delivered:.0} delivered/s")?;
-        for (name, p) in [("ack", &self.ack), ("deliver", &self.deliver), ("lag", &self.lag)] {
+        for (name, p) in [("ack", &self.ack), ("deliver", &self.deliver)] {
             let Percentiles { p50, p90, p99, p999, max } = p;
             write!(f, "{name:10} p50 {p50:.0}, p90 {p90:.0}, p99 {p99:.0}, p99.9 {p999:.0}, ")?;
             writeln!(f, "max {max:.0} µs")?;
@@ -156,7 +153,6 @@ mod tests {
             loadgen_cpu_percent: 12.0,
             ack: Percentiles::default(),
             deliver: Percentiles::default(),
-            lag: Percentiles::default(),
             wire: Wire::default(),
         }
     }

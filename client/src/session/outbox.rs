@@ -9,7 +9,8 @@
 //! A send goes out only while all before it are open, and names the one before. If one comes back
 //! (busy, unknown, out of order, to be looked for further) it is queued again in its place, and
 //! until the front of the queue is through nothing else goes out: what is already under way is
-//! refused by the channel's owner, for it does not know the one that it names.
+//! refused by the channel's owner, for it does not know the one that it names. After that, each send
+//! that is through lets one more be open.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -47,10 +48,30 @@ pub(super) struct SendKey {
 struct Queue {
     entries: VecDeque<Entry>,
     place: Place,
-    /// Whether the front goes out alone, for something came back.
-    alone: bool,
+    /// How many may be open at once: one after something came back, then one more with each that
+    /// is through, so that a server that asks to wait is not flooded with what must follow.
+    window: Window,
     /// Repeats of the front of the queue since something was stored.
     tries: u32,
+}
+
+/// How many sends of a channel may be open.
+#[derive(Clone, Copy, Debug)]
+struct Window(usize);
+
+impl Window {
+    const NARROW: Window = Window(1);
+
+    fn widen(&mut self) {
+        self.0 = self.0.saturating_add(1);
+    }
+}
+
+impl Default for Window {
+    /// Only the server's bound on open sends counts.
+    fn default() -> Window {
+        Window(usize::MAX)
+    }
 }
 
 /// Where a queue stands in its turn.
@@ -147,7 +168,7 @@ impl Outbox {
         self.ready.clear();
         for (cid, queue) in &mut self.queues {
             queue.tries = 0;
-            queue.alone = false;
+            queue.window = Window::default();
             queue.place = Place::Ready;
             self.ready.push_back(*cid);
             for entry in &mut queue.entries {
@@ -232,7 +253,7 @@ impl Outbox {
         let entry = queue.entries.remove(index)?;
         if index == 0 {
             queue.tries = 0;
-            queue.alone = false;
+            queue.window.widen();
         }
         self.entries -= 1;
         self.bytes -= entry.body.len();
@@ -251,7 +272,7 @@ impl Outbox {
         let Some(index) = queue.index_of(key.number) else { return };
         let entry = &mut queue.entries[index];
         entry.base = Some(base);
-        queue.alone = true;
+        queue.window = Window::NARROW;
         self.open -= usize::from(entry.open.take().is_some());
         if out.persist {
             let entry = entry.record(key.cid);
@@ -266,7 +287,7 @@ impl Outbox {
         let Some(queue) = self.queues.get_mut(&key.cid) else { return };
         let Some(index) = queue.index_of(key.number) else { return };
         self.open -= usize::from(queue.entries[index].open.take().is_some());
-        queue.alone = true;
+        queue.window = Window::NARROW;
         let pause = match pause_ms {
             Some(ms) => ms.clamp(1, limits::RETRY_MS_MAX),
             None if index > 0 || queue.tries == 0 => 0,
@@ -318,10 +339,7 @@ impl Queue {
 
     /// The first that is not open, if it may go out.
     fn next_index(&self) -> Option<usize> {
-        if self.alone {
-            let front = self.entries.front()?;
-            return front.open.is_none().then_some(0);
-        }
-        self.entries.iter().position(|entry| entry.open.is_none())
+        let index = self.entries.iter().position(|entry| entry.open.is_none())?;
+        (index < self.window.0).then_some(index)
     }
 }

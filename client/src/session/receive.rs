@@ -211,6 +211,8 @@ impl Session {
             self.meet_stranger(now, cid, row.seq);
             return Ok(());
         };
+        // What comes live is not missing from a sync that opens after it.
+        channel.seen_in = self.syncs + 1;
         channel.accept(row, exact, &mut self.out);
         self.touch(cid);
         self.judge(now, cid);

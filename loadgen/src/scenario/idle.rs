@@ -218,9 +218,9 @@ impl Script for Sleeper {
         let state = &mut *self.0.borrow_mut();
         match event {
             Event::Synced => state.up[place] = true,
-            // A failed attempt to come back ends in this event too, and is no further drop.
             Event::Disconnected { .. } if !state.leaving => {
-                state.dropped += u64::from(std::mem::take(&mut state.up[place]));
+                state.up[place] = false;
+                state.dropped += 1;
             }
             _ => {}
         }

@@ -190,11 +190,8 @@ impl Driver {
                     self.own.push_back(Input::Shard { from: to, messages });
                 }
                 Effect::ToShard { to, messages } => self.queue(to, messages),
-                Effect::Fatal => {
-                    tracing::error!(
-                        shard = self.shard.0,
-                        "the store has failed for good: aborting"
-                    );
+                Effect::Fatal(cause) => {
+                    tracing::error!(shard = self.shard.0, %cause, "cannot go on: aborting");
                     std::process::abort();
                 }
                 effect => return Some(effect),

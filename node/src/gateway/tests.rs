@@ -230,7 +230,7 @@ fn ping() -> ClientFrame {
 #[test]
 fn a_message_goes_from_one_user_to_another_wherever_they_live() {
     let server = Server::start(GatewayLimits::default());
-    for pair in 0..8 {
+    for pair in 0..4 {
         let (a, b) = (format!("a{pair}"), format!("b{pair}"));
         let mut alice = server.sign_in(&a);
         let mut bob = server.sign_in(&b);
@@ -253,13 +253,7 @@ fn a_message_goes_from_one_user_to_another_wherever_they_live() {
             bob.until(|f| matches!(f, ServerFrame::Text { body: got, .. } if *got == body));
         }
     }
-    // Counts are made known each tick. That all sixteen connections were accepted where their user
-    // lives happens once in 65,536 runs.
-    let until = Instant::now() + PATIENCE;
-    while server.counters().handovers == 0 {
-        assert!(Instant::now() < until, "no connection changed its shard");
-        std::thread::sleep(Duration::from_millis(limits::POLL_MS));
-    }
+    assert!(server.counters().handovers > 0, "some connection was accepted by the other shard");
 }
 
 #[test]
@@ -339,7 +333,7 @@ fn plain_http_gets_a_short_answer() {
 fn half_handshakes_time_out_and_are_bounded() {
     let limits = GatewayLimits {
         handshakes_per_ip_max: 2,
-        handshake_ms_max: 1_500,
+        handshake_ms_max: 300,
         ..GatewayLimits::default()
     };
     let server = Server::start(limits);

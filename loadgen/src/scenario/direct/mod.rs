@@ -89,7 +89,6 @@ struct Part {
     delivered_measured: u64,
     ack: Latencies,
     deliver: Latencies,
-    lag: Latencies,
     tally: Tally,
     cpu_percent: f64,
     cut_short: Option<String>,
@@ -113,7 +112,6 @@ impl Part {
         self.delivered_measured += other.delivered_measured;
         self.ack.merge(&other.ack);
         self.deliver.merge(&other.deliver);
-        self.lag.merge(&other.lag);
         self.tally.merge(&other.tally);
         self.cpu_percent = self.cpu_percent.max(other.cpu_percent);
         self.cut_short = self.cut_short.take().or(other.cut_short);
@@ -149,7 +147,7 @@ impl Common<'_> {
         let mut part = Part { reconnects, cut_short, ..Part::default() };
         let [from, to] = samples;
         part.tally = to.tally.since(&from.tally);
-        let wall = (to.at - from.at).max(LOOK).as_secs_f64();
+        let wall = (to.at - from.at).as_secs_f64();
         part.cpu_percent = (to.cpu - from.cpu).as_secs_f64() / wall * 100.0;
         self.close(&pool, part)
     }
@@ -179,7 +177,6 @@ impl Common<'_> {
             delivered_measured: 0,
             ack: Latencies::new(),
             deliver: Latencies::new(),
-            lag: Latencies::new(),
             ledger,
             errors: 0,
             notes: Vec::new(),
@@ -252,7 +249,6 @@ impl Common<'_> {
             let since_start = now.saturating_duration_since(start).as_nanos() as u64;
             pool.script.with(|state| {
                 while let Some(send) = plan.as_mut().and_then(|plan| plan.due(since_start)) {
-                    state.lag.record(since_start - send.at_ns);
                     state.users[send.user as usize].due.push_back(ns(start) + send.at_ns);
                     wakers.wake(send.user as usize);
                 }
@@ -355,7 +351,6 @@ impl Common<'_> {
             part.delivered_measured = state.delivered_measured;
             part.ack = std::mem::take(&mut state.ack);
             part.deliver = std::mem::take(&mut state.deliver);
-            part.lag = std::mem::take(&mut state.lag);
             part.cut_short = part.cut_short.take().or_else(|| state.fatal.clone());
         });
         Ok(part)
@@ -387,7 +382,6 @@ impl Common<'_> {
             loadgen_cpu_percent: (total.cpu_percent * 10.0).round() / 10.0,
             ack: total.ack.percentiles(),
             deliver: total.deliver.percentiles(),
-            lag: total.lag.percentiles(),
             wire: total.tally.wire(),
         };
         (report, total.notes)

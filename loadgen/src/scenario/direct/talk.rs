@@ -66,8 +66,6 @@ pub struct State {
     pub ack: Latencies,
     /// Latencies of deliveries.
     pub deliver: Latencies,
-    /// How late the plan's sends were noticed: the generator's own delay.
-    pub lag: Latencies,
     /// The ledger, if one is kept.
     pub ledger: Option<LedgerWriter>,
     /// Refusals and protocol faults.

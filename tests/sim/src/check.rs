@@ -1,0 +1,224 @@
+//! What must be true, judged by what is stored and what each device was told, never by counters.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use chatring_core::cursor::{Cursor, Position};
+use chatring_core::keys;
+use chatring_core::kv::mem::MemStore;
+use chatring_core::values::{InboxRow, MarkerRow, MessageRow};
+use chatring_wire::frame::Page;
+use chatring_wire::{Cid, Cmid, Ordinal, Seq, Uid};
+
+use crate::device::{Device, Outcome};
+
+/// A promise that was broken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// Virtual time.
+    pub at_ms: u64,
+    /// What is wrong.
+    pub what: String,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "at {} ms: {}", self.at_ms, self.what)
+    }
+}
+
+type Checked = Result<(), String>;
+
+/// The users of a channel, by number where they have devices in the run.
+pub type Channels = BTreeMap<Cid, [Uid; 2]>;
+
+/// A `synced` covers everything up to its position: the device was told of every such message.
+pub fn position_is_covered(
+    store: &MemStore,
+    channels: &Channels,
+    uid: Uid,
+    known: &BTreeMap<Cid, Seq>,
+    cursor: &Cursor,
+) -> Checked {
+    for (cid, _) in channels.iter().filter(|(_, pair)| pair.contains(&uid)) {
+        let next = known.get(cid).copied().unwrap_or_default().next();
+        if let Some(version) = stored_at(store, *cid, next)
+            && version <= cursor.position.version.0
+        {
+            return Err(format!(
+                "{uid:?} was given position {} but not message {} of {cid:?}, stored at {version}",
+                cursor.position.version.0, next.0
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// A page without a gap has everything that changed since the position that the sync started from.
+pub fn gap_is_marked(store: &MemStore, page: &Page, since: Position) -> Checked {
+    if page.gap || page.from.0 <= 1 {
+        return Ok(());
+    }
+    let below = Seq(page.from.0 - 1);
+    match stored_at(store, page.cid, below) {
+        Some(version) if version > since.version.0 => Err(format!(
+            "a page of {:?} from {} marks no gap, but {} changed at {version}, after {}",
+            page.cid, page.from.0, below.0, since.version.0
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// After the quiet time: what is stored is whole, what was acknowledged is stored, and every device
+/// knows everything.
+pub fn everything(store: &MemStore, channels: &Channels, devices: &[Device]) -> Checked {
+    let mut logs = BTreeMap::new();
+    for (cid, pair) in channels {
+        let log = log_of(store, *cid)?;
+        inbox_rows_agree(store, *cid, *pair, &log)?;
+        logs.insert(*cid, log);
+    }
+    for device in devices {
+        sends_are_stored_once_in_order(device, &logs)?;
+        markers_are_stored(store, device)?;
+        let uid = device.uid.ok_or_else(|| format!("{} never signed in", device.name))?;
+        for (cid, _) in channels.iter().filter(|(_, pair)| pair.contains(&uid)) {
+            device_knows(device, *cid, &logs[cid])?;
+        }
+    }
+    Ok(())
+}
+
+/// The messages of a channel: dense from 1, each written once, each client's id once.
+fn log_of(store: &MemStore, cid: Cid) -> Result<Vec<MessageRow>, String> {
+    let mut log = Vec::new();
+    let mut ids = BTreeSet::new();
+    let mut seq = Seq(1);
+    loop {
+        let written = store.history().of_key(&keys::message(cid, seq));
+        let [first, again @ ..] = written else { break };
+        if !again.is_empty() {
+            return Err(format!(
+                "message {} of {cid:?} was written {} times",
+                seq.0,
+                written.len()
+            ));
+        }
+        let value = first.value.clone().ok_or_else(|| format!("{cid:?} {seq:?} was cleared"))?;
+        let row = MessageRow::decode(seq, value).map_err(|error| error.to_string())?;
+        if !ids.insert((row.uid, row.row.device, row.row.cmid)) {
+            return Err(format!("{:?} is stored twice in {cid:?}", row.row.cmid));
+        }
+        if row.row.ordinal != Ordinal(seq.0) {
+            return Err(format!("message {} of {cid:?} has ordinal {:?}", seq.0, row.row.ordinal));
+        }
+        log.push(row);
+        seq = seq.next();
+    }
+    let beyond = store.history().of_key(&keys::message(cid, seq.next()));
+    if !beyond.is_empty() {
+        return Err(format!("{cid:?} has no message {} but one after it", seq.0));
+    }
+    Ok(log)
+}
+
+fn inbox_rows_agree(store: &MemStore, cid: Cid, pair: [Uid; 2], log: &[MessageRow]) -> Checked {
+    let Some(newest) = log.last() else { return Ok(()) };
+    for uid in pair {
+        let value = store.history().get(&keys::inbox(uid, cid), store.newest()).cloned();
+        let value = value.ok_or_else(|| format!("{uid:?} has no inbox row of {cid:?}"))?;
+        let row = InboxRow::decode(value).map_err(|error| error.to_string())?;
+        let own = log.iter().rev().find(|message| message.uid == uid);
+        let own_ordinal = own.map_or(Ordinal(0), |message| message.row.ordinal);
+        if (row.last, row.ordinal, row.own_ordinal)
+            != (newest.row.seq, newest.row.ordinal, own_ordinal)
+        {
+            return Err(format!(
+                "the inbox row of {uid:?} for {cid:?} says {:?}, but the head is {:?}",
+                row, newest.row.seq
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn sends_are_stored_once_in_order(
+    device: &Device,
+    logs: &BTreeMap<Cid, Vec<MessageRow>>,
+) -> Checked {
+    let mut newest: BTreeMap<Cid, (Seq, Cmid)> = BTreeMap::new();
+    for send in &device.sends {
+        let stored = logs[&send.cid].iter().find(|message| message.row.cmid == send.cmid);
+        let name = format!("{} of {} in {:?}", send.body, device.name, send.cid);
+        match (&send.outcome, stored) {
+            (Outcome::Open, _) => return Err(format!("{name} has no outcome")),
+            (Outcome::Stored(seq), None) => {
+                return Err(format!("{name} was acknowledged as {} and is not stored", seq.0));
+            }
+            (Outcome::Stored(seq), Some(message)) => {
+                if message.row.seq != *seq || message.row.body != send.body.as_bytes() {
+                    return Err(format!("{name} was acknowledged as {} but is {message:?}", seq.0));
+                }
+                if let Some((before, _)) = newest.insert(send.cid, (*seq, send.cmid))
+                    && before > *seq
+                {
+                    return Err(format!("{name} is {} but follows {}", seq.0, before.0));
+                }
+            }
+            (Outcome::Refused, None) => {}
+            (Outcome::Refused, Some(message)) => {
+                return Err(format!("{name} was refused and is stored as {:?}", message.row.seq));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn markers_are_stored(store: &MemStore, device: &Device) -> Checked {
+    let Some(uid) = device.uid else { return Ok(()) };
+    for (cid, marked) in &device.marks {
+        let value = store.history().get(&keys::marker(uid, *cid), store.newest()).cloned();
+        let row = value.map(MarkerRow::decode).transpose().map_err(|error| error.to_string())?;
+        let read = row.map_or(Seq(0), |row| row.read);
+        if read < *marked {
+            return Err(format!(
+                "{} read {cid:?} up to {marked:?}, stored is {read:?}",
+                device.name
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn device_knows(device: &Device, cid: Cid, log: &[MessageRow]) -> Checked {
+    let empty = BTreeMap::new();
+    let given = device.log.get(&cid).unwrap_or(&empty);
+    for message in log {
+        match given.get(&message.row.seq) {
+            Some(body) if *body == message.row.body => {}
+            Some(body) => {
+                return Err(format!(
+                    "{} has {body:?} as {:?} of {cid:?}, stored is {:?}",
+                    device.name, message.row.seq, message.row.body
+                ));
+            }
+            None => {
+                return Err(format!(
+                    "{} was never given {:?} of {cid:?}, whose head is {}",
+                    device.name,
+                    message.row.seq,
+                    log.len()
+                ));
+            }
+        }
+    }
+    if given.len() > log.len() {
+        return Err(format!("{} was given messages of {cid:?} that are not stored", device.name));
+    }
+    Ok(())
+}
+
+fn stored_at(store: &MemStore, cid: Cid, seq: Seq) -> Option<u64> {
+    let written = store.history().of_key(&keys::message(cid, seq));
+    written.first().map(|first| first.stamp.version.0)
+}
