@@ -9,8 +9,8 @@
 //! A send goes out only while all before it are open, and names the one before. If one comes back
 //! (busy, unknown, out of order, to be looked for further) it is queued again in its place, and
 //! until the front of the queue is through nothing else goes out: what is already under way is
-//! refused by the channel's owner, for it does not know the one that it names. After that, each send
-//! that is through lets one more be open.
+//! refused by the channel's owner, for it does not know the one that it names. After that, each
+//! send that is through lets one more be open.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
