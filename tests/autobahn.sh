@@ -29,7 +29,7 @@ if ! { python3 -m venv "$work/venv" &&
     timeout "$INSTALL_SECONDS_MAX" "$work/venv/bin/pip" install --quiet \
         --disable-pip-version-check "kosoku==$KOSOKU_VERSION"; } >"$work/install.log" 2>&1; then
     tail -n 3 "$work/install.log" >&2
-    echo "SKIPPED: kosoku $KOSOKU_VERSION cannot be installed"
+    echo "SKIPPED: Autobahn: kosoku $KOSOKU_VERSION cannot be installed"
     exit 0
 fi
 

@@ -61,6 +61,39 @@ fn only_those_who_may_name_a_runtime_or_an_engine_do() {
     assert!(found.is_empty(), "\n{}", found.join("\n"));
 }
 
+#[test]
+fn every_queue_has_a_bound() {
+    let mut found = Vec::new();
+    for (name, text) in sources().into_iter().filter(|(name, _)| name != "tests/tidy.rs") {
+        found.extend(queues_without_bound(&text).map(|n| format!("{name}:{n}")));
+    }
+    assert!(found.is_empty(), "an unbounded queue without `{BOUND}`:\n{}", found.join("\n"));
+}
+
+#[test]
+fn a_queue_without_bound_is_found_and_one_that_names_its_bound_is_not() {
+    let call = ["let (a, b) = flume::unbounded", "();"].concat();
+    assert_eq!(queues_without_bound(&call).collect::<Vec<_>>(), [1]);
+    assert_eq!(queues_without_bound(&format!("{call} // see above")).count(), 1);
+    assert_eq!(queues_without_bound(&format!("{call} {BOUND} one per request")).count(), 0);
+    assert_eq!(queues_without_bound(&call.replace("()", "_channel::<u8>()")).count(), 1);
+}
+
+/// What a line that makes an unbounded queue must say, followed by what bounds it.
+const BOUND: &str = "// bound:";
+
+/// Numbers of the lines that make a queue that could grow for ever.
+fn queues_without_bound(text: &str) -> impl Iterator<Item = usize> {
+    let makes_one = |line: &str| {
+        let code = line.split("//").next().unwrap_or_default();
+        words(code).any(|w| w == "unbounded" || w == "unbounded_channel" || w == "new_unbounded")
+    };
+    let says_why =
+        |line: &str| line.split_once(BOUND).is_some_and(|(_, reason)| !reason.trim().is_empty());
+    let lines = text.lines().enumerate();
+    lines.filter(move |(_, line)| makes_one(line) && !says_why(line)).map(|(n, _)| n + 1)
+}
+
 fn words(code: &str) -> impl Iterator<Item = &str> {
     code.split(|c: char| !c.is_alphanumeric() && c != '_')
 }
@@ -69,7 +102,7 @@ fn words(code: &str) -> impl Iterator<Item = &str> {
 fn sources() -> Vec<(String, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("node has a parent");
     let mut files = Vec::new();
-    for folder in ["wire", "core", "node", "client", "loadgen", "benches", "tests"] {
+    for folder in ["wire", "core", "node", "client", "loadgen", "benches", "fuzz", "tests"] {
         walk(&root.join(folder), &mut files);
     }
     assert!(files.len() > 20, "found only {} files", files.len());

@@ -76,9 +76,10 @@ fn bytes<const N: usize>(source: &SystemRandom) -> [u8; N] {
     bytes
 }
 
-/// Takes the store's completions in. There are never more of them than requests under way, so the
-/// queue has no bound of its own; and it never blocks, because an engine may answer from within
-/// `submit`, on the shard's own thread.
+/// Takes the store's completions in. Putting one in never blocks and never fails, because an engine
+/// may answer from within `submit`, on the shard's own thread, and each answer must arrive. So the
+/// queue has no bound of its own: each entry answers a request that the machine has under way, and
+/// those are bounded by its lanes, sessions and loaded channels.
 #[derive(Clone, Debug)]
 pub struct Sink {
     sender: flume::Sender<Vec<Completion>>,
@@ -89,7 +90,7 @@ pub struct Sink {
 
 impl Sink {
     pub fn new(post: Post<Message>) -> Sink {
-        let (sender, receiver) = flume::unbounded();
+        let (sender, receiver) = flume::unbounded(); // bound: the machine's open requests
         Sink { sender, receiver, told: Arc::default(), post }
     }
 

@@ -45,7 +45,7 @@ impl Embedded {
             under,
             store: None,
             handles: FxHashMap::default(),
-            answers: flume::unbounded(),
+            answers: flume::unbounded(), // bound: the program's requests
             open: 0,
             now_ms: Arc::new(AtomicU64::new(0)),
         };
@@ -73,7 +73,7 @@ impl Embedded {
         let config = EmbeddedConfig::default();
         self.store = Some(EmbeddedStore::open_with(&self.dir(), config, parts).unwrap());
         self.handles.clear();
-        self.answers = flume::unbounded();
+        self.answers = flume::unbounded(); // bound: the program's requests
         self.open = 0;
     }
 

@@ -33,7 +33,7 @@ pub(super) struct Client {
 
 impl Client {
     pub(super) fn new(store: &EmbeddedStore) -> Client {
-        let (sink, answers) = flume::unbounded();
+        let (sink, answers) = flume::unbounded(); // bound: the test's requests
         let handle = store.handle(move |batch| {
             for completion in batch {
                 let _ = sink.send(completion);
