@@ -2,19 +2,39 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::time::Instant;
 
 use super::conformance::copy_tree;
 use super::*;
 use crate::store::embedded::OpenError;
+use crate::store::embedded::limits::LOCK_WAIT_MS_MAX;
 
 #[test]
-fn a_folder_in_use_is_refused() {
+fn a_folder_in_use_is_refused_after_a_bounded_wait() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());
+    let start = Instant::now();
     let second = EmbeddedStore::open(dir.path(), EmbeddedConfig::default());
     assert!(matches!(second.err(), Some(OpenError::InUse { .. })));
+    assert!(start.elapsed() >= Duration::from_millis(LOCK_WAIT_MS_MAX));
+    assert!(start.elapsed() < PATIENCE);
     drop(store);
     open(dir.path()).close();
+}
+
+/// A restart right after `kill -9` was refused, because the dying process still held the lock.
+#[test]
+fn a_folder_that_is_let_go_meanwhile_opens() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    let dying = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(300));
+        store.close();
+    });
+    let start = Instant::now();
+    open(dir.path()).close();
+    assert!(start.elapsed() >= Duration::from_millis(300));
+    dying.join().unwrap();
 }
 
 #[test]
