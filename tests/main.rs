@@ -4,4 +4,5 @@ mod cli_config;
 mod cli_serve;
 mod cli_token;
 mod common;
+mod net_foreign;
 mod tidy;
