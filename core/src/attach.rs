@@ -10,7 +10,7 @@ use crate::kv::{Order, RangeRead, Read, ReadVersion, Rows};
 use crate::placement::CANDIDATES;
 use crate::session::{Phase, Session};
 use crate::shard::{Asker, Shard, Tag};
-use crate::timers::Timer;
+use crate::timers::SessionTimer;
 use crate::user::{User, UserRows};
 use crate::values::{DeviceRow, DeviceStanding, UserRow, ValueError};
 
@@ -63,7 +63,7 @@ impl Shard {
     pub(crate) fn user_rows(&mut self, uid: Uid, rows: Rows) {
         let rows = match decode_user(rows) {
             Ok(rows) => rows,
-            Err(error) => return self.damaged(error),
+            Err(error) => return self.refuse_waiting_attaches(uid, error),
         };
         let Some(user) = self.users.get_mut(&uid) else { return };
         user.rows = Some(rows);
@@ -71,6 +71,18 @@ impl Shard {
         for (session, attach) in std::mem::take(&mut user.waiting) {
             self.attaching.remove(&session);
             self.sign_in(uid, session, attach);
+        }
+        self.drop_idle_user(uid);
+    }
+
+    /// The user's rows are damaged: nobody can sign in as this user.
+    fn refuse_waiting_attaches(&mut self, uid: Uid, error: ValueError) {
+        self.note_damage(error);
+        let Some(user) = self.users.get_mut(&uid) else { return };
+        user.loading = false;
+        for (session, _) in std::mem::take(&mut user.waiting) {
+            self.attaching.remove(&session);
+            self.refuse_attach(session, Failure::new(ErrorCode::Internal));
         }
         self.drop_idle_user(uid);
     }
@@ -156,7 +168,7 @@ impl Shard {
             user.sessions.push(session);
         }
         let silence_ms = self.silence_ms_max();
-        self.timers.set(self.now.mono_ms + silence_ms, Timer::Heartbeat(session));
+        self.set_timer(session, SessionTimer::Heartbeat, self.now.mono_ms + silence_ms);
         self.set_expiry(session, expires_at_s);
         let Some(user) = self.users.get_mut(&uid) else { return };
         if writes.is_empty() && user.sign_ins_in_lane == 0 {

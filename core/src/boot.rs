@@ -2,6 +2,7 @@
 
 use chatring_wire::HistoryId;
 
+use crate::effect::FatalCause;
 use crate::keys;
 use crate::kv::{
     Class, Commit, KeyRange, LaneId, Outcome, Read, ReadVersion, Request, Rows, Write,
@@ -46,13 +47,13 @@ impl Shard {
 
     pub(crate) fn boot_rows(&mut self, rows: Rows) {
         let [deployment, fence] = rows.gets.as_slice() else {
-            self.damaged(ValueError::Damaged);
+            self.fatal(FatalCause::Damaged(ValueError::Damaged));
             return;
         };
         let deployment = deployment.clone().map(DeploymentRow::decode);
         let fence = fence.clone().map(FenceRow::decode);
         let (Ok(deployment), Ok(fence)) = (deployment.transpose(), fence.transpose()) else {
-            self.damaged(ValueError::Damaged);
+            self.fatal(FatalCause::Damaged(ValueError::Damaged));
             return;
         };
         let claimed = fence.is_some_and(|fence| fence.incarnation == self.config.incarnation);
@@ -74,7 +75,9 @@ impl Shard {
     pub(crate) fn boot_committed(&mut self, outcome: Outcome) {
         match outcome {
             Outcome::Committed(_) => self.start_boot(),
-            _ => self.timers.set(self.now.mono_ms + RETRY_MS, Timer::Boot),
+            _ => {
+                self.timers.set(self.now.mono_ms + RETRY_MS, Timer::Boot);
+            }
         }
     }
 

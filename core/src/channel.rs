@@ -8,7 +8,7 @@ use chatring_wire::{Cid, ErrorCode, MemberNumber, Ordinal, Seq, Uid};
 
 use crate::effect::{SendAnswer, SendRef, SendRequest, ShardMessage, Stored};
 use crate::keys;
-use crate::kv::{Order, RangeEnd, RangeRead, Read, ReadVersion, Rows, Version, Write};
+use crate::kv::{Order, RangeEnd, RangeRead, RangeRows, Read, ReadVersion, Rows, Version, Write};
 use crate::placement::CANDIDATES;
 use crate::recent::{Entry, EntryState, Fingerprint, Forgetting, Recent, SendKey};
 use crate::sabotage::Break;
@@ -213,14 +213,14 @@ impl Shard {
                     self.read(Asker::Channel(cid, LoadStep::Inbox(Box::new(loaded))), read);
                 }
                 Ok(None) => self.channel_missing(cid),
-                Err(error) => self.damaged(error),
+                Err(error) => self.channel_damaged(cid, error),
             },
             LoadStep::Inbox(loaded) => {
                 let mut own_ordinal = [Ordinal(0); 2];
                 for (own, value) in own_ordinal.iter_mut().zip(rows.gets) {
                     match value.map(InboxRow::decode) {
                         Some(Ok(row)) => *own = row.own_ordinal,
-                        Some(Err(error)) => return self.damaged(error),
+                        Some(Err(error)) => return self.channel_damaged(cid, error),
                         None => {}
                     }
                 }
@@ -228,6 +228,19 @@ impl Shard {
                 self.channel_in_memory(cid, channel);
             }
             LoadStep::Scan { after, to } => self.scanned(cid, after, to, rows),
+        }
+    }
+
+    /// The channel's rows do not parse: whoever wants something of it is refused.
+    fn channel_damaged(&mut self, cid: Cid, error: ValueError) {
+        self.note_damage(error);
+        let waiting = match self.channels.remove(&cid) {
+            Some(ChannelSlot::Loading(waiting)) => waiting,
+            Some(ChannelSlot::Loaded(_)) | None => return,
+        };
+        self.counters.channels = self.channels.len() as u64;
+        for request in waiting {
+            self.refuse_waiting(request, ErrorCode::Internal);
         }
     }
 
@@ -402,27 +415,20 @@ impl Shard {
     fn scanned(&mut self, cid: Cid, after: Seq, to: Seq, rows: Rows) {
         let Some(ChannelSlot::Loaded(channel)) = self.channels.get_mut(&cid) else { return };
         let Some(Waiting::Send(request)) = channel.waiting.front() else { return };
-        let mut found = None;
-        let mut reached = after;
-        let Some(range) = rows.ranges.into_iter().next() else {
-            return self.damaged(ValueError::Damaged);
-        };
-        for (key, value) in range.rows {
-            let Some(Ok(message)) =
-                keys::seq_of_message(&key).map(|seq| MessageRow::decode(seq, value))
-            else {
-                return self.damaged(ValueError::Damaged);
-            };
-            reached = message.row.seq;
-            let same = message.uid == request.uid
+        let range = rows.ranges.into_iter().next();
+        let same = |message: &MessageRow| {
+            message.uid == request.uid
                 && message.row.device == request.device
-                && message.row.cmid == request.cmid;
-            if same {
-                found = Some(message.row);
-                break;
-            }
-        }
-        if found.is_none() && range.end == RangeEnd::More && reached > after {
+                && message.row.cmid == request.cmid
+        };
+        let (found, reached, end) = match range.ok_or(ValueError::Damaged).and_then(|range| {
+            let end = range.end;
+            find_in(range, same).map(|(found, reached)| (found, reached.unwrap_or(after), end))
+        }) {
+            Ok(found) => found,
+            Err(error) => return self.scan_damaged(cid, error),
+        };
+        if found.is_none() && end == RangeEnd::More && reached > after {
             return self.read_scan(cid, reached, to);
         }
         let complete_from = channel.recent.complete_from();
@@ -443,6 +449,17 @@ impl Shard {
             self.answer(request.uid, request.origin, cid, answer);
         } else {
             self.take_send(request, Checked::UpToTheMap);
+        }
+        self.handle_all_waiting(cid);
+    }
+
+    /// Whether the send was stored before cannot be told any more.
+    fn scan_damaged(&mut self, cid: Cid, error: ValueError) {
+        self.note_damage(error);
+        let Some(ChannelSlot::Loaded(channel)) = self.channels.get_mut(&cid) else { return };
+        channel.scanning = false;
+        if let Some(request) = channel.waiting.pop_front() {
+            self.refuse_waiting(request, ErrorCode::Internal);
         }
         self.handle_all_waiting(cid);
     }
@@ -598,6 +615,23 @@ fn rows_of_message(
         writes.push(inbox.write(keys::inbox(uid, cid), store));
     }
     writes
+}
+
+/// The first message that fits, and the newest one looked at.
+fn find_in(
+    range: RangeRows,
+    fits: impl Fn(&MessageRow) -> bool,
+) -> Result<(Option<Row>, Option<Seq>), ValueError> {
+    let mut reached = None;
+    for (key, value) in range.rows {
+        let seq = keys::seq_of_message(&key).ok_or(ValueError::Damaged)?;
+        let message = MessageRow::decode(seq, value)?;
+        reached = Some(seq);
+        if fits(&message) {
+            return Ok((Some(message.row), reached));
+        }
+    }
+    Ok((None, reached))
 }
 
 /// What the first read of a load says; `None` if there is no such channel.

@@ -59,5 +59,6 @@ counters! {
     shard_messages: Counter, "messages sent to other shards";
     shard_queue_full: Counter, "sends refused because the queue to another shard was full";
     rate_limited: Counter, "requests refused by a user's token bucket";
+    rows_damaged: Counter, "stored rows that did not parse";
     store_requests: Gauge, "store requests under way";
 }

@@ -483,3 +483,6 @@ fn bytes_of(writes: &[Write]) -> usize {
     };
     writes.iter().map(size).sum()
 }
+
+#[cfg(test)]
+mod tests;

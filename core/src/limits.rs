@@ -27,6 +27,8 @@ pub struct ShardLimits {
     pub channels_in_memory_max: usize,
     /// Messages of a channel that a repeat is compared with in memory.
     pub recent_max: usize,
+    /// Messages that may be under way to another shard.
+    pub shard_queue_messages_max: u32,
     /// Time between audits of a live session.
     pub audit_ms: u64,
 }
@@ -46,6 +48,7 @@ impl Default for ShardLimits {
             lane_bytes_max: 16 * 1024 * 1024,
             channels_in_memory_max: 100_000,
             recent_max: 256,
+            shard_queue_messages_max: 8_192,
             audit_ms: 120_000,
         }
     }

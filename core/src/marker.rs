@@ -69,7 +69,10 @@ impl Shard {
         let MarkerState::Reading { read } = marker.state else { return };
         let next = match next_row(rows, read, marker.received) {
             Ok(next) => next,
-            Err(error) => return self.damaged(error),
+            Err(_) => {
+                self.counters.rows_damaged += 1;
+                None
+            }
         };
         let Some(row) = next else {
             return self.marker_done(uid, cid, read, Seq(u64::MAX));

@@ -10,17 +10,11 @@ use chatring_wire::{Cid, Seq, Uid};
 use crate::effect::ShardMessage;
 use crate::kv::Version;
 
-/// Messages that a shard may have sent to another one without their having been taken in.
-pub const CREDIT_MESSAGES_MAX: u32 = 8_192;
-/// Messages taken in before credits are given back.
-const CREDIT_BACK_MESSAGES: u32 = 256;
-
-const _: () = assert!(CREDIT_BACK_MESSAGES < CREDIT_MESSAGES_MAX / 4);
-
 /// What waits for one shard, and what it may still be sent.
 #[derive(Debug)]
 pub(crate) struct ShardQueue {
     credit: u32,
+    credit_max: u32,
     waiting: VecDeque<ShardMessage>,
     collapsed: BTreeMap<(Uid, Cid), (Seq, Version)>,
     owed: u32,
@@ -38,10 +32,11 @@ pub(crate) enum Queued {
 }
 
 impl ShardQueue {
-    /// A queue with all its credits.
-    pub(crate) fn new() -> ShardQueue {
+    /// A queue with all its credits: so many messages may be under way.
+    pub(crate) fn new(messages_max: u32) -> ShardQueue {
         ShardQueue {
-            credit: CREDIT_MESSAGES_MAX,
+            credit: messages_max,
+            credit_max: messages_max,
             waiting: VecDeque::new(),
             collapsed: BTreeMap::new(),
             owed: 0,
@@ -71,7 +66,8 @@ impl ShardQueue {
     /// What may go out now.
     pub(crate) fn take(&mut self) -> Vec<ShardMessage> {
         let mut out = Vec::new();
-        if self.owed >= CREDIT_BACK_MESSAGES {
+        // Credits go back in a few large steps, and long before the other side has none left.
+        if self.owed > self.credit_max / 4 {
             out.push(ShardMessage::Credit { messages: std::mem::take(&mut self.owed) });
         }
         let count = self.waiting.len().min(self.credit as usize);
@@ -87,7 +83,7 @@ impl ShardQueue {
 
     /// The other shard has taken in so many.
     pub(crate) fn credited(&mut self, messages: u32) {
-        self.credit = (self.credit + messages).min(CREDIT_MESSAGES_MAX);
+        self.credit = (self.credit + messages).min(self.credit_max);
     }
 
     /// So many of the other shard's messages were taken in here.

@@ -44,7 +44,11 @@ impl Shard {
             self.refuse_request(id, request, failure);
             return None;
         }
-        session.requests.push(request);
+        if let Err(failure) = self.take_token(id) {
+            self.refuse_request(id, request, failure);
+            return None;
+        }
+        self.sessions.get_mut(&id)?.requests.push(request);
         Some(SendRef { session: id, request })
     }
 
@@ -110,7 +114,10 @@ impl Shard {
         };
         match answer {
             Ok(answer) => self.end_request(origin, answer),
-            Err(error) => self.damaged(error),
+            Err(error) => {
+                self.note_damage(error);
+                self.end_request(origin, Err(ErrorCode::Internal));
+            }
         }
     }
 

@@ -17,7 +17,7 @@ use crate::queue::Queued;
 use crate::sabotage::Break;
 use crate::shard::Shard;
 use crate::sync::Sync;
-use crate::timers::Timer;
+use crate::timers::{SessionTimer, Timer, TimerKey};
 
 /// A send that is open for longer is answered with `unknown`.
 pub const SEND_OPEN_MS_MAX: u64 = 10_000;
@@ -61,6 +61,7 @@ pub(crate) struct Session {
     sends: FxHashMap<RequestId, OpenSend>,
     sent: VecDeque<SentBefore>,
     last_request: RequestId,
+    timers: [Option<TimerKey>; SessionTimer::KINDS],
     heard_ms: u64,
 }
 
@@ -132,6 +133,7 @@ impl Session {
             sends: FxHashMap::default(),
             sent: VecDeque::new(),
             last_request: RequestId(0),
+            timers: [None; SessionTimer::KINDS],
             heard_ms: now_ms,
         }
     }
@@ -229,17 +231,14 @@ impl Shard {
         if out_of_order && !self.config.breaks.has(Break::OutOfOrderAccepted) {
             return self.refuse_request(id, request, Failure::new(ErrorCode::OutOfOrder));
         }
-        if session.sends.is_empty() {
-            self.timers.set(now_ms + SEND_OPEN_MS_MAX, Timer::OpenSends(id));
-        }
+        let first = session.sends.is_empty();
         session.sends.insert(request, OpenSend { cid: send.cid, since_ms: now_ms });
         let device = session.device;
-        if let Some(user) = self.users.get_mut(&uid)
-            && let Err(wait_ms) =
-                user.bucket.take(now_ms, limits.sends_per_second, limits.sends_burst)
-        {
-            self.counters.rate_limited += 1;
-            return self.refuse_send(id, request, ErrorCode::Busy, wait_ms);
+        if first {
+            self.set_timer(id, SessionTimer::OpenSends, now_ms + SEND_OPEN_MS_MAX);
+        }
+        if let Err(failure) = self.take_token(id) {
+            return self.refuse_send(id, request, failure);
         }
         self.counters.sends += 1;
         let message = ShardMessage::Send(SendRequest {
@@ -255,18 +254,31 @@ impl Shard {
         });
         let owner = self.owner_of(send.cid.vshard());
         if self.tell_shard(owner, message) == Queued::Refused {
-            self.refuse_send(id, request, ErrorCode::Busy, BUSY_RETRY_MS);
+            let failure = Failure::new(ErrorCode::Busy).retry_after(BUSY_RETRY_MS);
+            self.refuse_send(id, request, failure);
         }
     }
 
-    fn refuse_send(&mut self, id: SessionId, request: RequestId, code: ErrorCode, wait_ms: u32) {
+    /// Counts a request against the rate of the session's user.
+    pub(crate) fn take_token(&mut self, id: SessionId) -> Result<(), Failure> {
+        let (now_ms, limits) = (self.now.mono_ms, &self.config.limits);
+        let uid = self.sessions.get(&id).map(|session| session.uid);
+        let Some(user) = uid.and_then(|uid| self.users.get_mut(&uid)) else { return Ok(()) };
+        let taken = user.bucket.take(now_ms, limits.sends_per_second, limits.sends_burst);
+        taken.map_err(|wait_ms| {
+            self.counters.rate_limited += 1;
+            Failure::new(ErrorCode::Busy).retry_after(wait_ms)
+        })
+    }
+
+    fn refuse_send(&mut self, id: SessionId, request: RequestId, failure: Failure) {
         if let Some(session) = self.sessions.get_mut(&id) {
             session.sends.remove(&request);
             if let Some(sent) = session.sent_before(request) {
                 sent.fate = Fate::Refused;
             }
         }
-        self.refuse_request(id, request, Failure::new(code).retry_after(wait_ms));
+        self.refuse_request(id, request, failure);
     }
 
     /// Tells a session that a request was surely not carried out.
@@ -299,7 +311,28 @@ impl Shard {
         }
     }
 
-    pub(crate) fn check_open_sends(&mut self, id: SessionId) {
+    /// Sets a timer of a session in place of the one of its kind.
+    pub(crate) fn set_timer(&mut self, id: SessionId, kind: SessionTimer, at_ms: u64) {
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        let key = self.timers.set(at_ms, Timer::Session(id, kind));
+        if let Some(old) = session.timers[kind as usize].replace(key) {
+            self.timers.cancel(old);
+        }
+    }
+
+    pub(crate) fn session_timer(&mut self, id: SessionId, kind: SessionTimer) {
+        if let Some(session) = self.sessions.get_mut(&id) {
+            session.timers[kind as usize] = None;
+        }
+        match kind {
+            SessionTimer::Heartbeat => self.check_heartbeat(id),
+            SessionTimer::Expiry => self.check_expiry(id),
+            SessionTimer::OpenSends => self.check_open_sends(id),
+            SessionTimer::Audit => self.audit(id),
+        }
+    }
+
+    fn check_open_sends(&mut self, id: SessionId) {
         let now_ms = self.now.mono_ms;
         let Some(session) = self.sessions.get_mut(&id) else { return };
         let mut late = Vec::new();
@@ -316,7 +349,7 @@ impl Shard {
             session.sends.remove(request);
         }
         if oldest_ms != u64::MAX {
-            self.timers.set(oldest_ms + SEND_OPEN_MS_MAX, Timer::OpenSends(id));
+            self.set_timer(id, SessionTimer::OpenSends, oldest_ms + SEND_OPEN_MS_MAX);
         }
         for (request, _) in late {
             self.counters.sends_unknown += 1;
@@ -460,10 +493,10 @@ impl Shard {
     pub(crate) fn set_expiry(&mut self, id: SessionId, expires_at_s: u64) {
         let left_ms = expires_at_s.saturating_mul(1_000).saturating_sub(self.now.unix_ms);
         let at_ms = self.now.mono_ms.saturating_add(left_ms);
-        self.timers.set(at_ms, Timer::Expiry(id));
+        self.set_timer(id, SessionTimer::Expiry, at_ms);
     }
 
-    pub(crate) fn check_expiry(&mut self, id: SessionId) {
+    fn check_expiry(&mut self, id: SessionId) {
         let Some(session) = self.sessions.get(&id) else { return };
         let expires_at_s = session.identity.expires_at_s;
         if self.now.unix_ms >= expires_at_s.saturating_mul(1_000) {
@@ -478,13 +511,13 @@ impl Shard {
         u64::from(self.config.limits.heartbeat_ms) * 5 / 2
     }
 
-    pub(crate) fn check_heartbeat(&mut self, id: SessionId) {
+    fn check_heartbeat(&mut self, id: SessionId) {
         let Some(session) = self.sessions.get(&id) else { return };
         let due_ms = session.heard_ms + self.silence_ms_max();
         if due_ms <= self.now.mono_ms {
             self.close_with(id, Failure::new(ErrorCode::Timeout));
         } else {
-            self.timers.set(due_ms, Timer::Heartbeat(id));
+            self.set_timer(id, SessionTimer::Heartbeat, due_ms);
         }
     }
 
@@ -502,6 +535,9 @@ impl Shard {
 
     pub(crate) fn forget_session(&mut self, id: SessionId) -> Option<Uid> {
         let session = self.sessions.remove(&id)?;
+        for timer in session.timers.into_iter().flatten() {
+            self.timers.cancel(timer);
+        }
         self.counters.sessions = self.sessions.len() as u64;
         if let Some(user) = self.users.get_mut(&session.uid) {
             user.sessions.retain(|live| *live != id);

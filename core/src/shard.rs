@@ -132,7 +132,9 @@ impl Shard {
     /// A shard that has just started: it reads and claims what it needs before it is ready.
     pub fn new(now: Now, config: ShardConfig) -> Shard {
         let mut shard = Shard {
-            queues: (0..config.shards).map(|_| ShardQueue::new()).collect(),
+            queues: (0..config.shards)
+                .map(|_| ShardQueue::new(config.limits.shard_queue_messages_max))
+                .collect(),
             config,
             now,
             boot: Boot::Writing,
@@ -228,8 +230,9 @@ impl Shard {
         self.effect(Effect::Fatal(cause));
     }
 
-    pub(crate) fn damaged(&mut self, error: ValueError) {
-        self.fatal(FatalCause::Damaged(error));
+    /// Notes that a stored row does not parse. Whoever asked for it is refused; others go on.
+    pub(crate) fn note_damage(&mut self, _: ValueError) {
+        self.counters.rows_damaged += 1;
     }
 
     pub(crate) fn send(&mut self, session: SessionId, frame: ServerFrame) {
@@ -404,11 +407,7 @@ impl Shard {
         while let Some(timer) = self.timers.pop(self.now.mono_ms) {
             match timer {
                 Timer::Boot => self.start_boot(),
-                Timer::Heartbeat(session) => self.check_heartbeat(session),
-                Timer::Expiry(session) => self.check_expiry(session),
-                Timer::OpenSends(session) => self.check_open_sends(session),
-                Timer::Audit(session) => self.start_audit(session),
-                Timer::AuditAgain(session) => self.finish_audit(session),
+                Timer::Session(id, kind) => self.session_timer(id, kind),
                 Timer::Markers(uid) => self.write_markers(uid),
                 Timer::Retry(ticket) => {
                     if let Some(Asked { by, read: Some(read) }) = self.asked.remove(&ticket) {

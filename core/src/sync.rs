@@ -16,9 +16,11 @@ use std::cmp::Reverse;
 use std::collections::VecDeque;
 
 use bytes::Bytes;
-use chatring_wire::frame::{CacheAction, Head, HeadRows, Page, RequestId, Row, ServerFrame};
+use chatring_wire::frame::{
+    CacheAction, Failure, Head, HeadRows, Page, RequestId, Row, ServerFrame,
+};
 use chatring_wire::limits::BODY_BYTES_MAX;
-use chatring_wire::{Cid, Ordinal, Seq, Uid};
+use chatring_wire::{Cid, ErrorCode, Ordinal, Seq, Uid};
 
 use crate::cursor::{Cursor, Position};
 use crate::effect::SessionId;
@@ -27,7 +29,7 @@ use crate::kv::{Order, RangeEnd, RangeRead, RangeRows, Read, ReadVersion, Rows, 
 use crate::sabotage::Break;
 use crate::session::Flow;
 use crate::shard::{Asker, Shard};
-use crate::timers::Timer;
+use crate::timers::SessionTimer;
 use crate::user::read_ordinal;
 use crate::values::{InboxRow, MarkerRow, MessageRow, RowStamp, ValueError};
 
@@ -76,6 +78,9 @@ pub(crate) struct Sync {
     pages: VecDeque<PageOf>,
     part_bytes: usize,
     next: Next,
+    /// What the client asked for while a read of this sync was under way: it comes instead.
+    pull: Option<(RequestId, Bytes)>,
+    reading: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,7 +144,14 @@ impl Shard {
 
     /// A client pulls: because it is behind, or because it missed something.
     pub(crate) fn pull(&mut self, id: SessionId, request: RequestId, cursor: Bytes) {
-        self.start_sync(id, request, cursor);
+        if let Err(failure) = self.take_token(id) {
+            return self.refuse_request(id, request, failure);
+        }
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        match &mut session.sync {
+            Some(sync) if sync.reading => sync.pull = Some((request, cursor)),
+            Some(_) | None => self.start_sync(id, request, cursor),
+        }
     }
 
     fn begin(
@@ -165,13 +177,16 @@ impl Shard {
             pages: VecDeque::new(),
             part_bytes: 0,
             next: Next::Slice,
+            pull: None,
+            reading: false,
         }));
         self.read_slice(id);
     }
 
     fn read_slice(&mut self, id: SessionId) {
-        let Some(session) = self.sessions.get(&id) else { return };
-        let (uid, Some(sync)) = (session.uid, &session.sync) else { return };
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        let (uid, Some(sync)) = (session.uid, &mut session.sync) else { return };
+        sync.reading = true;
         let range = |range| RangeRead {
             range,
             rows_max: SLICE_ROWS_MAX,
@@ -195,8 +210,12 @@ impl Shard {
         let generation = match &step {
             SyncStep::Slice { generation } | SyncStep::Pages { generation, .. } => *generation,
         };
-        if session.sync.as_ref().is_none_or(|sync| sync.generation != generation) {
+        let Some(sync) = session.sync.as_mut().filter(|sync| sync.generation == generation) else {
             return;
+        };
+        sync.reading = false;
+        if let Some((request, cursor)) = sync.pull.take() {
+            return self.start_sync(id, request, cursor);
         }
         self.counters.sync_rows +=
             rows.ranges.iter().map(|range| range.rows.len() as u64).sum::<u64>();
@@ -206,7 +225,10 @@ impl Shard {
         };
         match done {
             Ok(()) => self.go_on(id),
-            Err(error) => self.damaged(error),
+            Err(error) => {
+                self.note_damage(error);
+                self.close_with(id, Failure::new(ErrorCode::Internal));
+            }
         }
     }
 
@@ -359,6 +381,7 @@ impl Shard {
     fn read_pages(&mut self, id: SessionId) {
         let Some(session) = self.sessions.get_mut(&id) else { return };
         let Some(sync) = &mut session.sync else { return };
+        sync.reading = true;
         let count = sync.pages.len().min(PAGES_PER_READ);
         let of: Vec<PageOf> = sync.pages.drain(..count).collect();
         let ranges = of.iter().map(|page| RangeRead {
@@ -411,11 +434,20 @@ impl Shard {
         let audit_ms = self.config.limits.audit_ms;
         // Sessions that attached together are audited apart.
         let spread_ms = id.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) % (audit_ms / 4 + 1);
-        self.timers.set(self.now.mono_ms + audit_ms + spread_ms, Timer::Audit(id));
+        self.set_timer(id, SessionTimer::Audit, self.now.mono_ms + audit_ms + spread_ms);
+    }
+
+    /// Starts an audit, or ends the one whose time of grace is over.
+    pub(crate) fn audit(&mut self, id: SessionId) {
+        match self.sessions.get(&id) {
+            Some(session) if session.suspects.is_empty() => self.start_audit(id),
+            Some(_) => self.finish_audit(id),
+            None => {}
+        }
     }
 
     /// Looks whether a live session was told of everything, and moves its position.
-    pub(crate) fn start_audit(&mut self, id: SessionId) {
+    fn start_audit(&mut self, id: SessionId) {
         let store = self.ready().store;
         let Some(session) = self.sessions.get_mut(&id) else { return };
         if session.sync.is_some() || !matches!(session.flow, Flow::Live) {
@@ -456,7 +488,7 @@ impl Shard {
         match self.sessions.get(&id) {
             Some(session) if session.suspects.is_empty() => self.finish_audit(id),
             Some(_) => {
-                self.timers.set(self.now.mono_ms + AUDIT_GRACE_MS, Timer::AuditAgain(id));
+                self.set_timer(id, SessionTimer::Audit, self.now.mono_ms + AUDIT_GRACE_MS);
             }
             None => {}
         }
@@ -469,7 +501,7 @@ impl Shard {
     }
 
     /// Ends an audit: what is still missing is given by a sync.
-    pub(crate) fn finish_audit(&mut self, id: SessionId) {
+    fn finish_audit(&mut self, id: SessionId) {
         let store = self.ready().store;
         self.drop_seen_suspects(id);
         let Some(session) = self.sessions.get_mut(&id) else { return };

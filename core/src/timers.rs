@@ -1,58 +1,79 @@
 //! What a shard has to look at later, by time.
 
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::BTreeMap;
 
 use chatring_wire::Uid;
 
 use crate::effect::SessionId;
 use crate::kv::Ticket;
 
-/// What to look at. A timer is never taken back: whoever it is for looks whether it still matters.
+/// What to look at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Timer {
     /// The start of the shard goes on.
     Boot,
-    /// Whether the session has been heard of.
-    Heartbeat(SessionId),
-    /// Whether the session's token is over.
-    Expiry(SessionId),
-    /// Whether sends of the session are open for too long.
-    OpenSends(SessionId),
-    /// The session's audit is due.
-    Audit(SessionId),
-    /// What the session's audit missed may have come meanwhile.
-    AuditAgain(SessionId),
+    /// Something of a session. Goes when the session goes.
+    Session(SessionId, SessionTimer),
     /// The user's markers are to be written.
     Markers(Uid),
     /// A read that the store did not answer is to be submitted again.
     Retry(Ticket),
 }
 
+/// What of a session to look at; a session has at most one timer of each kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum SessionTimer {
+    /// Whether it has been heard of.
+    Heartbeat,
+    /// Whether its token is over.
+    Expiry,
+    /// Whether sends are open for too long.
+    OpenSends,
+    /// Its audit is due, or what the audit missed may have come meanwhile.
+    Audit,
+}
+
+impl SessionTimer {
+    /// How many kinds there are.
+    pub(crate) const KINDS: usize = 4;
+}
+
+/// Where a timer stands, to take it back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct TimerKey {
+    at_ms: u64,
+    number: u64,
+}
+
 /// Timers in the order of their times; those of one time in the order in which they were set.
 #[derive(Debug, Default)]
 pub(crate) struct Timers {
-    heap: BinaryHeap<Reverse<(u64, u64, Timer)>>,
+    timers: BTreeMap<TimerKey, Timer>,
     set: u64,
 }
 
 impl Timers {
     /// Sets a timer on the monotonic clock.
-    pub(crate) fn set(&mut self, at_ms: u64, timer: Timer) {
+    pub(crate) fn set(&mut self, at_ms: u64, timer: Timer) -> TimerKey {
         self.set += 1;
-        self.heap.push(Reverse((at_ms, self.set, timer)));
+        let key = TimerKey { at_ms, number: self.set };
+        self.timers.insert(key, timer);
+        key
+    }
+
+    /// Takes a timer back.
+    pub(crate) fn cancel(&mut self, key: TimerKey) {
+        self.timers.remove(&key);
     }
 
     /// When the next one is due.
     pub(crate) fn deadline_ms(&self) -> Option<u64> {
-        self.heap.peek().map(|Reverse((at_ms, _, _))| *at_ms)
+        self.timers.first_key_value().map(|(key, _)| key.at_ms)
     }
 
     /// The next one that is due.
     pub(crate) fn pop(&mut self, now_ms: u64) -> Option<Timer> {
-        if self.deadline_ms()? > now_ms {
-            return None;
-        }
-        self.heap.pop().map(|Reverse((_, _, timer))| timer)
+        let first = self.timers.first_entry()?;
+        (first.key().at_ms <= now_ms).then(|| first.remove())
     }
 }

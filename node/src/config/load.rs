@@ -136,6 +136,7 @@ impl Config {
             ("limits.lane_bytes_max", l.lane_bytes_max as u64, 2 * body, 1 << 40),
             ("limits.channels_in_memory_max", l.channels_in_memory_max as u64, 16, COUNT_MAX),
             ("limits.recent_max", l.recent_max as u64, 1, 65_536),
+            ("limits.shard_queue_messages_max", l.shard_queue_messages_max.into(), 64, 1_000_000),
             ("limits.audit (ms)", l.audit.as_ms(), 1_000, 86_400_000),
             ("limits.connections_max", l.connections_max as u64, 1, COUNT_MAX),
             ("limits.connections_per_ip_max", l.connections_per_ip_max as u64, 1, COUNT_MAX),

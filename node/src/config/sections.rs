@@ -81,6 +81,8 @@ pub struct Limits {
     pub channels_in_memory_max: usize,
     /// Messages of a channel that a repeat is compared with in memory.
     pub recent_max: usize,
+    /// Messages that may be under way from one shard to another.
+    pub shard_queue_messages_max: u32,
     /// Connections of clients.
     pub connections_max: usize,
     /// Connections of one address (IPv6: of one /64).
@@ -120,6 +122,7 @@ impl Limits {
             audit_ms: self.audit.as_ms(),
             channels_in_memory_max: self.channels_in_memory_max,
             recent_max: self.recent_max,
+            shard_queue_messages_max: self.shard_queue_messages_max,
         }
     }
 
@@ -157,6 +160,7 @@ impl Default for Limits {
             audit: Period::from_ms(shard.audit_ms),
             channels_in_memory_max: shard.channels_in_memory_max,
             recent_max: shard.recent_max,
+            shard_queue_messages_max: shard.shard_queue_messages_max,
             connections_max: gateway.connections_max,
             connections_per_ip_max: gateway.connections_per_ip_max,
             handshakes_max: gateway.handshakes_max,

@@ -84,6 +84,7 @@ pub fn everything(store: &MemStore, channels: &Channels, devices: &[Device]) -> 
         let uid = device.uid.ok_or_else(|| format!("{} never signed in", device.name))?;
         for (cid, _) in channels.iter().filter(|(_, pair)| pair.contains(&uid)) {
             device_knows(device, *cid, &logs[cid])?;
+            device_shows(store, device, uid, *cid, &logs[cid])?;
         }
     }
     Ok(())
@@ -214,6 +215,34 @@ fn device_knows(device: &Device, cid: Cid, log: &[MessageRow]) -> Checked {
     }
     if given.len() > log.len() {
         return Err(format!("{} was given messages of {cid:?} that are not stored", device.name));
+    }
+    Ok(())
+}
+
+/// A device shows the head, the markers and the unread count that are stored.
+fn device_shows(
+    store: &MemStore,
+    device: &Device,
+    uid: Uid,
+    cid: Cid,
+    log: &[MessageRow],
+) -> Checked {
+    let Some(newest) = log.last() else { return Ok(()) };
+    let Some(shown) = device.session.channel(cid) else {
+        return Err(format!("{} does not show {cid:?}", device.name));
+    };
+    let value = store.history().get(&keys::marker(uid, cid), store.newest()).cloned();
+    let marker = value.map(MarkerRow::decode).transpose().map_err(|error| error.to_string())?;
+    let own = log.iter().rev().find(|message| message.uid == uid);
+    let own_ordinal = own.map_or(Ordinal(0), |message| message.row.ordinal);
+    let (read, read_ordinal) =
+        marker.map_or((Seq(0), Ordinal(0)), |marker| (marker.read, marker.read_ordinal));
+    let unread = newest.row.ordinal.0 - read_ordinal.max(own_ordinal).0;
+    if (shown.head, shown.read, shown.unread()) != (newest.row.seq, read, unread) {
+        return Err(format!(
+            "{} shows {shown:?} where the head is {}, read up to {} and {unread} unread",
+            device.name, newest.row.seq.0, read.0
+        ));
     }
     Ok(())
 }

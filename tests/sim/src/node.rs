@@ -33,6 +33,8 @@ pub struct Node {
     homes: FxHashMap<SessionId, usize>,
     starts: u32,
     mail: VecDeque<(usize, Input)>,
+    /// Messages between shards that are still under way, by time, in order for each pair.
+    under_way: Vec<(u64, usize, Input)>,
     said: VecDeque<(SessionId, Said)>,
     failed: Option<FatalCause>,
 }
@@ -47,6 +49,7 @@ impl Node {
             homes: FxHashMap::default(),
             starts: 0,
             mail: VecDeque::new(),
+            under_way: Vec::new(),
             said: VecDeque::new(),
             failed: None,
         }
@@ -83,6 +86,7 @@ impl Node {
         self.shards.clear();
         self.homes.clear();
         self.mail.clear();
+        self.under_way.clear();
         self.said.clear();
         match plan.store_life {
             StoreLife::WithNode => {
@@ -157,7 +161,8 @@ impl Node {
     /// When the node has something to do by itself.
     pub fn deadline_ms(&self) -> Option<u64> {
         let shards = self.shards.iter().filter_map(Shard::deadline_ms);
-        shards.chain(self.faulty.deadline_ms()).min()
+        let under_way = self.under_way.iter().map(|(at, ..)| *at);
+        shards.chain(self.faulty.deadline_ms()).chain(under_way).min()
     }
 
     /// Does everything that is due. Inputs of different shards are taken in a drawn order.
@@ -169,6 +174,10 @@ impl Node {
                 self.mail.push_back((index, Input::Tick));
             }
         }
+        let (due, later) = self.under_way.drain(..).partition(|(at, ..)| *at <= now.mono_ms);
+        self.under_way = later;
+        let due: Vec<_> = due;
+        self.mail.extend(due.into_iter().map(|(_, to, input)| (to, input)));
         loop {
             self.faulty.carry(&mut self.store);
             while let Some((submitter, completion)) = self.faulty.poll_completion() {
@@ -185,11 +194,11 @@ impl Node {
             for (index, input) in mine {
                 self.shards[index].step(now, input);
             }
-            self.drain(turn);
+            self.drain(turn, now, dice);
         }
         // What nobody stepped may still have something to flush.
         for index in 0..self.shards.len() {
-            self.drain(index);
+            self.drain(index, now, dice);
         }
     }
 
@@ -198,7 +207,7 @@ impl Node {
         self.mail[at].0
     }
 
-    fn drain(&mut self, index: usize) {
+    fn drain(&mut self, index: usize, now: Now, dice: &mut Prng) {
         while let Some(effect) = self.shards[index].poll_effect() {
             match effect {
                 Effect::Send { session, frame } => {
@@ -214,7 +223,8 @@ impl Node {
                 Effect::Resume(lane) => self.faulty.resume(self.submitter(index), lane),
                 Effect::ToShard { to, messages } => {
                     let from = ShardId(index as u16);
-                    self.mail.push_back((usize::from(to.0), Input::Shard { from, messages }));
+                    let (to, input) = (usize::from(to.0), Input::Shard { from, messages });
+                    self.mail_to_shard(from, to, input, now, dice);
                 }
                 Effect::Rehome { session, attach, to } => {
                     self.homes.insert(session, usize::from(to.0));
@@ -222,6 +232,21 @@ impl Node {
                 }
                 Effect::Fatal(cause) => self.failed = Some(cause),
             }
+        }
+    }
+
+    /// A busy shard takes its mail late, but never out of its sender's order.
+    fn mail_to_shard(&mut self, from: ShardId, to: usize, input: Input, now: Now, dice: &mut Prng) {
+        let of_pair = |(_, other, input): &&(u64, usize, Input)| {
+            *other == to && matches!(input, Input::Shard { from: sender, .. } if *sender == from)
+        };
+        let last_ms = self.under_way.iter().filter(of_pair).map(|(at, ..)| *at).max();
+        let late_ms = if dice.happens(50) { dice.below(30) } else { 0 };
+        let at_ms = last_ms.unwrap_or(0).max(now.mono_ms + late_ms);
+        if at_ms > now.mono_ms {
+            self.under_way.push((at_ms, to, input));
+        } else {
+            self.mail.push_back((to, input));
         }
     }
 

@@ -82,6 +82,11 @@ impl Plan {
             sends_burst: if dice.happens(300) { 5 } else { 40_000 },
             lane_appends_max: if dice.happens(300) { 6 } else { 16_384 },
             channels_in_memory_max: 2 + dice.below(30) as usize,
+            shard_queue_messages_max: if dice.happens(300) {
+                2 + dice.below(20) as u32
+            } else {
+                8_192
+            },
             recent_max: 2 + dice.below(12) as usize,
             audit_ms: 1_000 + dice.below(8_000),
             ..ShardLimits::default()
