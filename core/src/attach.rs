@@ -1,7 +1,7 @@
 //! From a good `hello` to a live session: find the user's rows, number the device, say welcome.
 
 use chatring_wire::frame::{Failure, ServerFrame, Welcome};
-use chatring_wire::limits::{BODY_BYTES_MAX, FRAME_BYTES_MAX};
+use chatring_wire::limits::BODY_BYTES_MAX;
 use chatring_wire::{CloseCode, DeviceId, ErrorCode, Uid};
 
 use crate::effect::{Attach, Effect, Input, SessionId};
@@ -216,7 +216,7 @@ impl Shard {
             heartbeat_ms: limits.heartbeat_ms,
             window_pushes: limits.window_pushes,
             window_bytes: limits.window_bytes,
-            frame_bytes_max: FRAME_BYTES_MAX as u32,
+            frame_bytes_max: limits.frame_bytes_max,
             body_bytes_max: BODY_BYTES_MAX as u32,
             open_sends_max: limits.open_sends_max,
             durability: self.config.kv.durability,

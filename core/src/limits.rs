@@ -1,5 +1,7 @@
 //! Every bound of a shard, with its unit last in the name.
 
+use chatring_wire::limits::FRAME_BYTES_MAX;
+
 /// Bounds and times of a shard that an operator may set; the defaults are meant to stay.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ShardLimits {
@@ -9,6 +11,8 @@ pub struct ShardLimits {
     pub window_pushes: u32,
     /// Bytes of pushes that a session may leave unacknowledged.
     pub window_bytes: u32,
+    /// Largest frame of a client, which the gateway checks and `welcome` tells.
+    pub frame_bytes_max: u32,
     /// Sends that a session may have open.
     pub open_sends_max: u32,
     /// Devices that a user may have.
@@ -39,6 +43,7 @@ impl Default for ShardLimits {
             heartbeat_ms: 30_000,
             window_pushes: 256,
             window_bytes: 256 * 1024,
+            frame_bytes_max: FRAME_BYTES_MAX as u32,
             open_sends_max: 256,
             devices_max: 64,
             sessions_per_user_max: 64,

@@ -13,7 +13,7 @@ use crate::keys;
 use crate::kv::{Order, RangeEnd, RangeRead, Read, ReadVersion, Rows};
 use crate::placement::CANDIDATES;
 use crate::queue::Queued;
-use crate::session::REQUESTS_OPEN_MAX;
+use crate::session::{BUSY_RETRY_MS, REQUESTS_OPEN_MAX};
 use crate::shard::{Asker, Shard, Tag};
 use crate::sync::{PAGE_BYTES_MAX, ROW_BYTES, empty_head, head_of};
 use crate::values::{
@@ -40,7 +40,7 @@ impl Shard {
     fn begin_request(&mut self, id: SessionId, request: RequestId) -> Option<SendRef> {
         let session = self.sessions.get_mut(&id)?;
         if session.requests.len() >= REQUESTS_OPEN_MAX {
-            let failure = Failure::new(ErrorCode::LimitReached).retry_after(100);
+            let failure = Failure::new(ErrorCode::Busy).retry_after(BUSY_RETRY_MS);
             self.refuse_request(id, request, failure);
             return None;
         }

@@ -31,8 +31,8 @@ const PUSH_OVERHEAD_BYTES: u32 = 16;
 const HELD_MAX: usize = 256;
 /// Where reconnecting clients spread when the node drains.
 const DRAIN_SPREAD_MS: u32 = 2_000;
-/// When a send that met a full queue is worth another try.
-const BUSY_RETRY_MS: u32 = 50;
+/// When a request that met a full queue is worth another try.
+pub(crate) const BUSY_RETRY_MS: u32 = 50;
 
 /// A session.
 #[derive(Debug)]
@@ -205,6 +205,10 @@ impl Shard {
         let (request, uid) = (send.request, session.uid);
         if send.body.len() > BODY_BYTES_MAX {
             return self.refuse_request(id, request, Failure::new(ErrorCode::BodyTooLarge));
+        }
+        // Later versions give the other kinds a meaning, which nobody may forge today.
+        if !send.kind.counts_as_unread() {
+            return self.refuse_request(id, request, Failure::new(ErrorCode::Invalid));
         }
         if self.draining {
             let failure = Failure::new(ErrorCode::Draining).retry_after(DRAIN_SPREAD_MS);

@@ -232,6 +232,8 @@ class Client:
         if self.store.history != frame["history"]:
             self.store.channels.clear()
             self.store.cursor = b""
+            for draft in self.store.outbox:  # what was seen of channels means nothing any more
+                draft.base = 0
             self.store.history = frame["history"]
         self._heard()
         self.ping_due = time.monotonic() + 0.8 * frame["heartbeat_ms"] / 1000

@@ -519,8 +519,7 @@ fn check_page(page: &Page) -> Result<(), Broken> {
 /// After how many milliseconds a refusal is worth another try, if it is.
 fn retry_pause(error: &Failure) -> Option<u64> {
     let code = error.code.ok()?;
-    let again = matches!(code.class(), ErrorClass::Busy | ErrorClass::Internal)
-        || code == ErrorCode::LimitReached;
+    let again = matches!(code.class(), ErrorClass::Busy | ErrorClass::Internal);
     let pause = error.retry_after_ms.map(|ms| u64::from(ms).min(limits::RETRY_MS_MAX));
     again.then(|| pause.unwrap_or(limits::RETRY_MS_DEFAULT).max(1))
 }

@@ -112,6 +112,7 @@ impl Limits {
             heartbeat_ms: u32::try_from(self.heartbeat.as_ms()).unwrap_or(u32::MAX),
             window_pushes: self.window_pushes,
             window_bytes: self.window_bytes,
+            frame_bytes_max: u32::try_from(self.frame_bytes_max).unwrap_or(u32::MAX),
             open_sends_max: self.open_sends_max,
             devices_max: self.devices_max,
             sessions_per_user_max: self.sessions_per_user_max,

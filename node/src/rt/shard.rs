@@ -315,6 +315,10 @@ async fn acceptor<H: Handler>(shard: Rc<Shard<H>>, listener: StdListener) {
                 }
             }
             Err(error) => {
+                // A listener that was told to stop ends the accept under way with an error.
+                if !matches!(shard.core.borrow().io.accepting(), Accepting::Yes) {
+                    continue;
+                }
                 count(&shard.stats.accept_errors, 1);
                 tracing::warn!(%error, "a connection could not be accepted");
                 glommio::timer::sleep(ACCEPT_PAUSE).await;
