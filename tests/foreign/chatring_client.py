@@ -123,6 +123,7 @@ class Client:
         self.pushes = self.acked = 0
         self.ack_due = self.ping_due = self.silent_at = None
         self.syncing = None  # request of the sync that runs
+        self.sync_at = None  # when to ask again for one that was refused
         self.synced = 0  # how many are complete
         self.behind = 0  # how often we were
         self.drain = None  # when we leave
@@ -163,7 +164,7 @@ class Client:
 
     def ready(self):
         """Signed in and in sync."""
-        return self.welcome is not None and self.syncing is None
+        return bool(self.welcome) and self.syncing is None and self.sync_at is None
 
     def step(self, timeout_s=0.0):
         """Does what is due, and waits up to `timeout_s` for the server."""
@@ -194,6 +195,8 @@ class Client:
             raise self._leave(1001)
         if now >= self.ping_due:
             self.ping()
+        if self.sync_at and now >= self.sync_at:
+            self.sync()
         if self.auto_ack and self.ack_due and now >= self.ack_due:
             self.ack()
 
@@ -302,7 +305,11 @@ class Client:
         request, error = frame["request"], frame["error"]
         self.ranges.pop(request, None)
         draft = self.open_sends.pop(request, None)
-        if draft is None:
+        if request == self.syncing:
+            self.syncing = None
+            pause_ms = error.get("retry_after_ms", BUSY_DEFAULT_MS)
+            self.sync_at = time.monotonic() + pause_ms / 1000
+        elif draft is None:
             self.answers[request] = frame
         elif error["code"] == OUT_OF_ORDER:
             self._again(draft)
@@ -383,6 +390,7 @@ class Client:
 
     def sync(self):
         """Pulls everything since the cursor."""
+        self.sync_at = None
         self.syncing = self._ask("sync", cursor=self.store.cursor)
         return self.syncing
 
