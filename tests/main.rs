@@ -4,5 +4,6 @@ mod cli_config;
 mod cli_serve;
 mod cli_token;
 mod common;
+mod crash_kill;
 mod net_foreign;
 mod tidy;

@@ -14,3 +14,4 @@ pub mod node;
 pub mod rt;
 pub mod server;
 pub mod store;
+pub mod takeover;

@@ -1,6 +1,7 @@
 //! Starts the real binary on free ports in a folder of its own, and ends it by its process id.
 
 mod http;
+pub mod load;
 mod node;
 
 use std::path::PathBuf;

@@ -74,6 +74,15 @@ impl Node {
         self.launch();
     }
 
+    /// Ends it with SIGKILL and starts it again without waiting until it is gone, as an impatient
+    /// supervisor would.
+    pub fn kill_and_restart_at_once(&mut self) {
+        let mut dying = self.child.take().expect("it was started");
+        dying.kill().expect("it lives");
+        self.launch();
+        dying.wait().expect("a child of this process");
+    }
+
     /// Ends it with SIGKILL, as a crash would.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
@@ -84,6 +93,11 @@ impl Node {
             let _ = child.kill();
             let _ = child.wait();
         }
+    }
+
+    /// From the next start on it runs under these words (`strace …`); none for none.
+    pub fn set_wrapper(&mut self, words: &[&str]) {
+        self.options.wrapper = words.iter().map(|word| (*word).to_owned()).collect();
     }
 
     /// Sends a signal.

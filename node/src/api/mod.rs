@@ -13,6 +13,7 @@ use std::thread::JoinHandle;
 use tokio::sync::watch;
 
 use crate::metrics::Metric;
+use crate::takeover;
 
 /// Gathers the figures of the node. Called on the service thread, so it must not wait for long.
 pub type Scrape = Box<dyn Fn() -> Vec<Metric> + Send + Sync>;
@@ -52,7 +53,7 @@ impl Api {
         connections_max: usize,
         on_event: impl Fn(ApiEvent) + Send + 'static,
     ) -> io::Result<Api> {
-        let listener = TcpListener::bind(listen)?;
+        let listener = takeover::wait_for_address(listen, || TcpListener::bind(listen))?;
         listener.set_nonblocking(true)?;
         let addr = listener.local_addr()?;
         let state = Arc::new(State::default());

@@ -6,6 +6,7 @@ use std::net::{SocketAddr, TcpListener};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{RtConfig, StartError};
+use crate::takeover;
 
 /// One listener per shard, and where they listen. With port 0 the first one picks the port.
 ///
@@ -15,7 +16,7 @@ pub fn bind(config: &RtConfig) -> Result<(Vec<TcpListener>, SocketAddr), StartEr
     let mut address = config.listen;
     // Shared ports let a second server in without a word: a bind that does not share says so.
     if address.port() != 0 {
-        let result = unshared(address);
+        let result = takeover::wait_for_address(address, || unshared(address));
         result.map_err(|source| StartError::Listen { address, source })?;
     }
     let mut listeners = Vec::with_capacity(usize::from(config.shards));

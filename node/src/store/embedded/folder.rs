@@ -10,9 +10,8 @@ use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
-use super::limits::{LOCK_POLL_MS, LOCK_WAIT_MS_MAX};
+use crate::takeover;
 
 /// The format that this engine writes.
 pub const STORE_FORMAT: u32 = 1;
@@ -66,25 +65,20 @@ pub(crate) struct Folder {
 
 impl Folder {
     /// Makes the folder if there is none, locks it and checks its format. A folder in use is waited
-    /// for, for [`LOCK_WAIT_MS_MAX`]: a killed process keeps its lock until the kernel has cleared
-    /// it away, and whoever killed it may start the next one sooner.
+    /// for, for [`takeover::TAKEOVER_MS_MAX`].
     pub(crate) fn open(dir: &Path) -> Result<Folder, OpenError> {
         DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(at(dir))?;
         let lock_path = dir.join("lock");
         let mut options = OpenOptions::new();
         options.create(true).truncate(false).write(true).mode(0o600);
         let lock = options.open(&lock_path).map_err(at(&lock_path))?;
-        match wait_for_lock(&lock) {
-            Ok(waited) if waited.is_zero() => {}
-            Ok(waited) => tracing::info!(
-                waited_ms = u64::try_from(waited.as_millis()).unwrap_or(u64::MAX),
-                "the data folder was still in use by a process that has ended now"
-            ),
-            Err(TryLockError::WouldBlock) => return Err(OpenError::InUse { dir: dir.into() }),
-            Err(TryLockError::Error(source)) => {
-                return Err(OpenError::Io { path: lock_path, source });
-            }
-        }
+        let is_held = |error: &TryLockError| matches!(error, TryLockError::WouldBlock);
+        takeover::wait_while_held("the data folder", is_held, || lock.try_lock()).map_err(
+            |error| match error {
+                TryLockError::WouldBlock => OpenError::InUse { dir: dir.into() },
+                TryLockError::Error(source) => OpenError::Io { path: lock_path, source },
+            },
+        )?;
         let folder = Folder { dir: dir.into(), _lock: lock };
         folder.check_format()?;
         Ok(folder)
@@ -152,25 +146,6 @@ impl Folder {
         file.sync_all().map_err(at(&draft))?;
         fs::rename(&draft, path).map_err(at(path))?;
         sync_dir(&self.dir)
-    }
-}
-
-/// Takes the lock; gives the time that it took, zero if it was free.
-fn wait_for_lock(lock: &File) -> Result<Duration, TryLockError> {
-    let start = Instant::now();
-    let mut waited = Duration::ZERO;
-    loop {
-        match lock.try_lock() {
-            Ok(()) => return Ok(waited),
-            Err(TryLockError::WouldBlock) if waited < Duration::from_millis(LOCK_WAIT_MS_MAX) => {
-                if waited.is_zero() {
-                    tracing::debug!("the data folder is in use; waiting for its process to end");
-                }
-                std::thread::sleep(Duration::from_millis(LOCK_POLL_MS));
-                waited = start.elapsed();
-            }
-            Err(error) => return Err(error),
-        }
     }
 }
 

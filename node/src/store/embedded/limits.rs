@@ -42,12 +42,6 @@ pub const RESOLVER_BYTES_MAX: usize = 64 << 20;
 /// Range clears that the resolver remembers. Full: it forgets the oldest.
 pub const RESOLVER_RANGES_MAX: usize = 4_096;
 
-/// Time for which a start waits for a folder in use, in milliseconds. A killed process was seen to
-/// keep its lock for some hundred milliseconds, longer on a busy machine.
-pub const LOCK_WAIT_MS_MAX: u64 = 5_000;
-/// Time between two attempts to lock, in milliseconds.
-pub const LOCK_POLL_MS: u64 = 10;
-
 /// Time between two looks at the health of the disk, in milliseconds.
 pub const WATCH_INTERVAL_MS: u64 = 250;
 /// Most bytes kept free for the disk's own work (tables being merged, journals).
@@ -61,5 +55,4 @@ pub const SYSTEM_KEY_PREFIX: u8 = 0xff;
 const _: () = assert!(GROUP_BYTES_MAX < QUEUE_BYTES_MAX);
 const _: () = assert!(COMMIT_BYTES_MAX < QUEUE_BYTES_MAX / QUEUE_BACKGROUND_DIVISOR);
 const _: () = assert!(GROUP_BACKGROUND_BYTES_MAX < GROUP_BYTES_MAX);
-const _: () = assert!(LOCK_POLL_MS < LOCK_WAIT_MS_MAX);
 const _: () = assert!(READS_PER_PASS_MAX < QUEUE_READS_MAX);

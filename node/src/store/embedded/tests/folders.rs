@@ -7,7 +7,7 @@ use std::time::Instant;
 use super::conformance::copy_tree;
 use super::*;
 use crate::store::embedded::OpenError;
-use crate::store::embedded::limits::LOCK_WAIT_MS_MAX;
+use crate::takeover::TAKEOVER_MS_MAX;
 
 #[test]
 fn a_folder_in_use_is_refused_after_a_bounded_wait() {
@@ -16,7 +16,7 @@ fn a_folder_in_use_is_refused_after_a_bounded_wait() {
     let start = Instant::now();
     let second = EmbeddedStore::open(dir.path(), EmbeddedConfig::default());
     assert!(matches!(second.err(), Some(OpenError::InUse { .. })));
-    assert!(start.elapsed() >= Duration::from_millis(LOCK_WAIT_MS_MAX));
+    assert!(start.elapsed() >= Duration::from_millis(TAKEOVER_MS_MAX));
     assert!(start.elapsed() < PATIENCE);
     drop(store);
     open(dir.path()).close();
