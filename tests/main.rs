@@ -5,5 +5,6 @@ mod cli_serve;
 mod cli_token;
 mod common;
 mod crash_kill;
+mod crash_sync;
 mod net_foreign;
 mod tidy;

@@ -3,6 +3,7 @@
 mod http;
 pub mod load;
 mod node;
+pub mod skip;
 
 use std::path::PathBuf;
 use std::process::{Command, Output};

@@ -1,0 +1,25 @@
+//! Tests that need more of the machine than others say so when it is not there.
+
+use std::process::{Command, Stdio};
+
+/// Says aloud why a test does not run here.
+pub fn skipped(reason: &str) {
+    eprintln!("SKIPPED: {reason}");
+}
+
+/// Whether a command runs to a good end; false also if it is not there.
+pub fn succeeds(words: &[&str]) -> bool {
+    let mut command = Command::new(words[0]);
+    command.args(&words[1..]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.status().is_ok_and(|status| status.success())
+}
+
+/// Why strace cannot inject faults here, if so.
+pub fn no_strace() -> Option<&'static str> {
+    if !succeeds(&["strace", "-V"]) {
+        return Some("strace is not installed");
+    }
+    let probe =
+        ["strace", "-f", "-e", "trace=fdatasync", "-e", "inject=fdatasync:delay_exit=1", "true"];
+    (!succeeds(&probe)).then_some("ptrace is not allowed here")
+}
