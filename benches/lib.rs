@@ -1,1 +1,41 @@
-//! Criterion benchmarks of each layer; see the files beside this one.
+//! What the criterion benchmarks of each layer share; the benchmarks stand in the files beside.
+
+#![forbid(unsafe_code)]
+
+mod one_shard;
+
+use std::time::{Duration, Instant};
+
+use criterion::Criterion;
+
+pub use one_shard::{Answers, OneShard, Pair, Synced};
+
+/// Short enough that all benchmarks together take about a minute; criterion's own flags
+/// (`--measurement-time 10`) make them longer.
+pub fn quick() -> Criterion {
+    Criterion::default()
+        .sample_size(20)
+        .warm_up_time(Duration::from_millis(300))
+        .measurement_time(Duration::from_millis(1_000))
+        .without_plots()
+}
+
+/// Times `count` items that can only be worked on in streams of a fixed length: `prepare` makes
+/// what a stream needs, untimed, and `work` goes through its first so many items.
+pub fn time_in_streams<S>(
+    count: u64,
+    stream_items: u64,
+    mut prepare: impl FnMut() -> S,
+    mut work: impl FnMut(&mut S, u64),
+) -> Duration {
+    let (mut left, mut total) = (count, Duration::ZERO);
+    while left > 0 {
+        let items = left.min(stream_items);
+        let mut stream = prepare();
+        let start = Instant::now();
+        work(&mut stream, items);
+        total += start.elapsed();
+        left -= items;
+    }
+    total
+}
