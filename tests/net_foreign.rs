@@ -4,6 +4,7 @@
 use std::process::Command;
 
 use crate::common::executable;
+use crate::common::skip::skipped;
 
 /// The oldest Python that the client runs on.
 const PYTHON_MINOR_MIN: u32 = 10;
@@ -11,7 +12,7 @@ const PYTHON_MINOR_MIN: u32 = 10;
 #[test]
 fn a_client_written_from_the_document_alone_works() {
     let Some(python) = python() else {
-        eprintln!("SKIPPED: no python3 of version 3.{PYTHON_MINOR_MIN} or newer here");
+        skipped(&format!("a foreign client: no python3 of version 3.{PYTHON_MINOR_MIN} here"));
         return;
     };
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/foreign/run.py");
