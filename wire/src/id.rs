@@ -65,9 +65,9 @@ pub struct Cmid(pub [u8; 16]);
 pub struct Seq(pub u64);
 
 impl Seq {
-    /// The position after this one.
+    /// The position after this one. The largest number, which a peer may name, has none.
     pub const fn next(self) -> Seq {
-        Seq(self.0 + 1)
+        Seq(self.0.saturating_add(1))
     }
 }
 
