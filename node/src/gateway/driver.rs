@@ -200,14 +200,14 @@ impl Driver {
         }
     }
 
-    /// Queues a connection for another shard; gives it back if too many wait.
-    pub fn hand_over(&mut self, to: ShardId, handover: Box<Handover>) -> Result<(), Box<Handover>> {
-        let queue = &mut self.waiting[usize::from(to.0)];
-        if queue.len() >= HANDOVERS_WAITING_MAX {
-            return Err(handover);
-        }
-        queue.push_back(Message::Handover(handover));
-        Ok(())
+    /// Whether one more connection may wait for another shard.
+    pub fn has_room(&self, to: ShardId) -> bool {
+        self.waiting[usize::from(to.0)].len() < HANDOVERS_WAITING_MAX
+    }
+
+    /// Queues a connection for another shard, which has room.
+    pub fn hand_over(&mut self, to: ShardId, handover: Box<Handover>) {
+        self.waiting[usize::from(to.0)].push_back(Message::Handover(handover));
     }
 
     /// Takes the store's answers.

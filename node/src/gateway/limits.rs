@@ -13,6 +13,8 @@ pub const POLL_MS: u64 = 5;
 /// Batches for another shard that wait because its inbox is full. The machines' credits keep the
 /// messages below; it bounds connections that change their shard, which are refused above it.
 pub const HANDOVERS_WAITING_MAX: usize = 4_096;
+/// When a connection that found no room on its way to its shard is worth another try.
+pub const HANDOVER_RETRY_MS: u32 = 1_000;
 
 /// Bounds of connections that an operator may set.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -16,7 +16,7 @@ use rustc_hash::FxHashMap;
 use super::admission::{Admission, Permit};
 use super::connection::{Item, Opened, Opening, Talk, Wrong, refusal};
 use super::driver::{Driver, Handover, Message};
-use super::limits::{CLOSE_MS_MAX, FRAMES_PER_CALL_MAX, GatewayLimits};
+use super::limits::{CLOSE_MS_MAX, FRAMES_PER_CALL_MAX, GatewayLimits, HANDOVER_RETRY_MS};
 use super::metrics::{GatewayCounters, Published};
 use crate::auth::TokenVerifier;
 use crate::rt::{Closed, ConnId, Flow, Handler, Io};
@@ -368,6 +368,11 @@ impl GatewayShard {
     }
 
     fn hand_over(&mut self, io: &mut Io, id: ConnId, to: ShardId, attach: Attach) {
+        if !self.driver.has_room(to) {
+            self.counters.refused_full += 1;
+            let failure = Failure::new(ErrorCode::Busy).retry_after(HANDOVER_RETRY_MS);
+            return self.refuse(io, id, failure, CloseCode::Later);
+        }
         let Some(connection) = find(&mut self.conns, id) else { return };
         // What was queued for it goes along as bytes.
         if let (Some(talk), Some(out)) = (connection.phase.talk(), io.out(id)) {
@@ -378,10 +383,7 @@ impl GatewayShard {
         let Some(released) = io.release(id) else { return };
         self.counters.handovers += 1;
         let handover = Handover { released, permit: connection.permit, talk, attach };
-        if self.driver.hand_over(to, Box::new(handover)).is_err() {
-            // Its descriptor is closed: the client comes again.
-            self.counters.refused_full += 1;
-        }
+        self.driver.hand_over(to, Box::new(handover));
     }
 
     fn take_over(&mut self, io: &mut Io, handover: Handover) {
