@@ -314,6 +314,8 @@ async fn acceptor<H: Handler>(shard: Rc<Shard<H>>, listener: StdListener) {
                     glommio::timer::sleep(BREATH).await;
                 }
             }
+            // The listener was shut down to wake this task.
+            Err(_) if shard.core.borrow().io.accepting() == Accepting::NoMore => return,
             Err(error) => {
                 // A listener that was told to stop ends the accept under way with an error.
                 if !matches!(shard.core.borrow().io.accepting(), Accepting::Yes) {
