@@ -218,7 +218,7 @@ impl Chat {
                 self.end_history().await?;
             }
             Event::Message { cid, row } => {
-                let own = Some(row.device) == self.device && row.device != DeviceId(0);
+                let own = self.is_own(cid, &row).await?;
                 if self.to.is_none() {
                     self.target = Some(cid);
                 }
@@ -240,6 +240,15 @@ impl Chat {
             _ => {}
         }
         Ok(())
+    }
+
+    /// Whether this installation sent a message. Device numbers are each user's own.
+    async fn is_own(&self, cid: Cid, row: &Row) -> Result<bool, Gone> {
+        if self.device != Some(row.device) {
+            return Ok(false);
+        }
+        let me = self.client.with(move |session, _| session.channel(cid).map(|head| head.me));
+        Ok(me.await? == Some(row.sender))
     }
 
     fn take_refusal(&mut self, error: &Failure) -> Result<(), ChatError> {
