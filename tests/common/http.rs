@@ -4,6 +4,8 @@ use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::Duration;
 
+use super::Node;
+
 /// What a server answered.
 #[derive(Debug)]
 pub struct Answer {
@@ -24,4 +26,11 @@ pub fn get(http: &str, path: &str) -> Answer {
     let status = answer.get(9..12).and_then(|status| status.parse().ok());
     let (_, body) = answer.split_once("\r\n\r\n").expect("a head");
     Answer { status: status.expect("a status"), body: body.to_owned() }
+}
+
+/// A figure of a server's `/metrics`, by its whole name.
+pub fn figure(node: &Node, name: &str) -> f64 {
+    let text = get(node.http(), "/metrics").body;
+    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    value.unwrap_or_else(|| panic!("no {name} in\n{text}")).parse().expect("a number")
 }

@@ -4,12 +4,15 @@ mod http;
 pub mod load;
 mod node;
 pub mod skip;
+mod people;
+pub mod raw;
 
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
-pub use self::http::get;
+pub use self::http::{figure, get};
 pub use self::node::{Node, NodeOptions};
+pub use self::people::{Bystanders, Person, run};
 
 /// The server's executable, built for this test.
 pub fn executable() -> PathBuf {

@@ -15,6 +15,8 @@ use super::executable;
 
 /// Time in which a server must be ready; a busy machine and an unoptimised build are slow.
 const READY_MAX: Duration = Duration::from_secs(60);
+/// Time in which the port of a restarted server must be free again.
+const PORT_MAX: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(5);
 /// Longest log that is kept; what comes later is dropped.
 const LOG_BYTES_MAX: usize = 4 << 20;
@@ -159,10 +161,14 @@ impl Node {
 
     /// A token for a user, good for an hour.
     pub fn token(&self, user: &str) -> String {
-        let path = self.ready["token_key_file"].as_str().expect("a path");
-        let key = TokenKey::read(Path::new(path)).expect("the token key");
         let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
-        key.mint(user, now.as_secs(), 3_600)
+        self.token_key().mint(user, now.as_secs(), 3_600)
+    }
+
+    /// The key that signs tokens.
+    pub fn token_key(&self) -> TokenKey {
+        let path = self.ready["token_key_file"].as_str().expect("a path");
+        TokenKey::read(Path::new(path)).expect("the token key")
     }
 
     /// Everything that it has written to stderr.
@@ -171,6 +177,16 @@ impl Node {
     }
 
     fn launch(&mut self) {
+        let until = Instant::now() + PORT_MAX;
+        while let Err(status) = self.try_launch() {
+            // A client of another test may hold the port for a moment.
+            let taken = self.log().lines().last().is_some_and(|line| line.contains("in use (os"));
+            assert!(taken && Instant::now() < until, "it ended at its start: {status}");
+            std::thread::sleep(POLL);
+        }
+    }
+
+    fn try_launch(&mut self) -> Result<(), ExitStatus> {
         // What the dead server left must not be taken for the new one's.
         let _ = std::fs::remove_file(self.ready_file());
         let mut child = self.command().spawn().expect("the executable starts");
@@ -186,7 +202,7 @@ impl Node {
             }
         });
         self.child = Some(child);
-        self.wait_ready();
+        self.wait_ready()
     }
 
     fn command(&self) -> Command {
@@ -210,17 +226,17 @@ impl Node {
         command
     }
 
-    fn wait_ready(&mut self) {
+    fn wait_ready(&mut self) -> Result<(), ExitStatus> {
         let until = Instant::now() + READY_MAX;
         loop {
             if let Ok(text) = std::fs::read_to_string(self.ready_file()) {
                 self.ready = serde_json::from_str(&text).expect("JSON");
-                return;
+                return Ok(());
             }
             let child = self.child.as_mut().expect("it was started");
             if let Some(status) = child.try_wait().expect("a child of this process") {
                 self.child = None;
-                panic!("it ended at its start: {status}");
+                return Err(status);
             }
             assert!(Instant::now() < until, "it is not ready after {READY_MAX:?}");
             std::thread::sleep(POLL);

@@ -1,0 +1,189 @@
+//! Goal: peers that send without end or read nothing cost the server a bounded amount of memory and
+//! the others no time. Method: floods over raw TCP against the real binary; the server's own figure
+//! of its memory, and the latency of others meanwhile.
+
+use std::io::{Read as _, Write as _};
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use chatring_wire::frame::{Direction, RangeRequest, RequestId};
+use chatring_wire::ws::{ControlPayload, encode_ping};
+use chatring_wire::{Cid, ClientFrame, Seq, ServerFrame, Subprotocol};
+
+use crate::common::raw::{MASK, Raw, hello};
+use crate::common::{Bystanders, Node, figure};
+
+const MIB: u64 = 1 << 20;
+/// What a flood may add to the server's memory: bounds of all its connections together stay below,
+/// and each flood is several times as large.
+const GROWTH_BYTES_MAX: u64 = 64 * MIB;
+
+#[test]
+fn pings_that_nobody_reads_the_answers_of_are_bounded() {
+    let node = Node::start();
+    let bystanders = Bystanders::start(&node);
+    let before = figure(&node, "chatring_process_resident_bytes");
+    let mut peers: Vec<Raw> = (0..8).map(|n| Raw::sign_in(&node, &format!("ping {n}"))).collect();
+    let mut websocket = BytesMut::new();
+    let payload = ControlPayload::new(vec![7; 125]).expect("it is short");
+    (0..2_000).for_each(|_| encode_ping(&mut websocket, &payload, Some(MASK)));
+    let frames = peers[0].bytes_of(&vec![ClientFrame::Ping { pushes: 0 }; 4_000]);
+    let mut left = 0;
+    for (n, raw) in peers.iter_mut().enumerate() {
+        let block = if n % 2 == 0 { &websocket } else { &frames };
+        left = flood(raw, block, 16 * MIB as usize);
+    }
+    let growth = figure(&node, "chatring_process_resident_bytes") - before;
+    assert!(growth < GROWTH_BYTES_MAX as f64 / 4.0, "{growth} bytes more");
+    bystanders.check();
+    // Who reads again is served again.
+    let last = peers.last_mut().expect("some");
+    drain(last);
+    last.write(&frames[frames.len() - left..]);
+    drain(last);
+    last.expect_alive();
+}
+
+#[test]
+fn who_asks_for_much_and_reads_nothing_holds_little_memory() {
+    let node = Node::start();
+    let bystanders = Bystanders::start(&node);
+    Raw::sign_in(&node, "other").end();
+    let mut writer = Raw::sign_in(&node, "slow");
+    let cid = writer.open("other").cid;
+    for n in 0..4u8 {
+        let sent = writer.send(cid, n, u64::from(n), &[b'x'; 60_000]);
+        assert!(matches!(sent, ServerFrame::Sent { .. }), "{sent:?}");
+    }
+    let before = figure(&node, "chatring_process_resident_bytes");
+    let token = node.token("slow");
+    let mut peers: Vec<Raw> = (0..8)
+        .map(|n| {
+            let hello = hello(&token, &format!("slow {n}"));
+            let mut raw = Raw::sign_in_with(&node, Subprotocol::Binary, hello);
+            let ranges: Vec<_> = (1..=2_000).map(|n| range(n, cid)).collect();
+            let block = raw.bytes_of(&ranges);
+            raw.write(&block);
+            raw
+        })
+        .collect();
+    bystanders.taken();
+    let until = Instant::now() + Duration::from_secs(2);
+    let mut most = 0f64;
+    while Instant::now() < until {
+        most = most.max(figure(&node, "chatring_process_resident_bytes"));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert!(most - before < GROWTH_BYTES_MAX as f64, "{} bytes more", most - before);
+    let taken = bystanders.taken();
+    assert!(taken[taken.len() / 2] < Duration::from_millis(500), "{taken:?}");
+    bystanders.check();
+    // Who reads gets all that it asked for, in time: each request has its answer.
+    let raw = &mut peers[0];
+    for _ in 0..2_000 {
+        raw.until(|frame| matches!(frame, ServerFrame::Rows { .. } | ServerFrame::Refused { .. }));
+    }
+    raw.expect_alive();
+}
+
+#[test]
+fn a_reader_that_stands_still_costs_the_writer_nothing() {
+    let node = Node::start();
+    let bystanders = Bystanders::start(&node);
+    let token = node.token("still");
+    let still: Vec<Raw> = (0..4)
+        .map(|n| {
+            let hello = hello(&token, &format!("still {n}"));
+            Raw::sign_in_with(&node, Subprotocol::Binary, hello)
+        })
+        .collect();
+    let mut writer = Raw::sign_in(&node, "writer");
+    let cid = writer.open("still").cid;
+    let before = figure(&node, "chatring_process_resident_bytes");
+    for n in 0..200u8 {
+        let sent = writer.send(cid, n, u64::from(n), &[b'x'; 8_000]);
+        assert!(matches!(sent, ServerFrame::Sent { .. }), "{sent:?}");
+    }
+    assert!(figure(&node, "chatring_sessions_behind_total") >= 4.0);
+    let growth = figure(&node, "chatring_process_resident_bytes") - before;
+    assert!(growth < GROWTH_BYTES_MAX as f64, "{growth} bytes more");
+    bystanders.check();
+    for mut raw in still {
+        // What it was pushed, then that it is behind, and then nothing but answers.
+        raw.until(|frame| matches!(frame, ServerFrame::Behind));
+        raw.say(&[ClientFrame::Ping { pushes: 0 }]);
+        assert!(matches!(raw.frame(), ServerFrame::Pong { .. }));
+    }
+}
+
+#[test]
+fn connections_that_come_and_go_leave_nothing_behind() {
+    let node = Node::start();
+    let bystanders = Bystanders::start(&node);
+    let open = figure(&node, "chatring_process_open_fds");
+    let token = node.token("fleeting");
+    for n in 0..400 {
+        let mut socket = node.tcp();
+        match n % 4 {
+            0 => {}
+            1 => socket.write_all(b"GET /v1/ws HT").expect("it reads"),
+            2 => drop(Raw::upgraded(&node, Subprotocol::Binary)),
+            // Gone before it is welcomed.
+            _ => {
+                let mut raw = Raw::upgraded(&node, Subprotocol::Json);
+                raw.say(&[ClientFrame::Hello(hello(&token, &format!("{}", n % 32)))]);
+            }
+        }
+    }
+    let until = Instant::now() + Duration::from_secs(10);
+    loop {
+        let now = figure(&node, "chatring_process_open_fds");
+        let sessions = figure(&node, "chatring_sessions");
+        if now <= open && sessions == 2.0 {
+            break;
+        }
+        assert!(Instant::now() < until, "{now} descriptors, {open} before; {sessions} sessions");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(figure(&node, "chatring_gateway_connections"), 2.0);
+    bystanders.check();
+}
+
+/// Writes a block again and again, up to so many bytes or until the server takes no more. Gives how
+/// many bytes of a block are left.
+fn flood(raw: &mut Raw, block: &[u8], bytes: usize) -> usize {
+    let mut socket = raw.socket();
+    socket.set_write_timeout(Some(Duration::from_millis(300))).expect("a time");
+    let mut left = block;
+    let mut written = 0;
+    while written < bytes {
+        match socket.write(left) {
+            Ok(count) => {
+                written += count;
+                left = if count == left.len() { block } else { &left[count..] };
+            }
+            Err(_) => break,
+        }
+    }
+    left.len() % block.len()
+}
+
+/// Reads what comes until nothing comes any more.
+fn drain(raw: &mut Raw) {
+    let mut socket = raw.socket();
+    socket.set_read_timeout(Some(Duration::from_millis(500))).expect("a time");
+    let mut buffer = vec![0; 1 << 16];
+    while let Ok(1..) = socket.read(&mut buffer) {}
+    socket.set_read_timeout(Some(crate::common::raw::PATIENCE)).expect("a time");
+}
+
+fn range(number: u32, cid: Cid) -> ClientFrame {
+    ClientFrame::Range(RangeRequest {
+        request: RequestId(number),
+        cid,
+        from: Seq(1),
+        to: Seq(4),
+        limit: 1,
+        direction: Direction::Ascending,
+    })
+}
