@@ -286,7 +286,9 @@ fn numbers_at_their_ends_do_no_harm() {
     let mut kinds = text(raw.next_request(), cid, 99u8, 0, b"\xff\x00");
     kinds.kind = BodyKind(255);
     raw.say(&[ClientFrame::Send(kinds)]);
-    raw.until(|frame| matches!(frame, ServerFrame::Sent { .. }));
+    let answer = raw.until(|frame| matches!(frame, ServerFrame::Refused { .. }));
+    let ServerFrame::Refused { error, .. } = answer else { panic!("{answer:?}") };
+    assert_eq!(error.code, Ok(ErrorCode::Invalid), "a kind without a meaning");
     bystanders.check();
 }
 

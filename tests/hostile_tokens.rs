@@ -1,5 +1,6 @@
-//! Goal: who may not sign in is told why, and who loses the right loses its sessions. Method: tokens
-//! of every wrong kind in `hello` and `refresh` against the real binary, while two people chat.
+//! Goal: who may not sign in is told why, and who loses the right loses its sessions.
+//! Method: tokens of every wrong kind in `hello` and `refresh` against the real binary, while two
+//! people chat.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 

@@ -1,4 +1,6 @@
-//! Goal: whoever was away sees exactly what was said, whatever has restarted and whatever it speaks.
+//! Goal: whoever was away sees exactly what was said, whatever has restarted and whatever it
+//! speaks.
+//!
 //! Method: real clients with a cache file against the real binary, which is killed in between.
 
 use std::time::Duration;

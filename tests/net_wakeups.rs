@@ -28,7 +28,7 @@ fn a_ping_pong_never_hangs_on_a_busy_machine() {
                     (0..n % 50_000).for_each(|m| {
                         std::hint::black_box(m);
                     });
-                    if n % 7 == 0 {
+                    if n.is_multiple_of(7) {
                         std::thread::sleep(Duration::from_micros(n % 300));
                     }
                     n += 997;

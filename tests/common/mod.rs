@@ -3,9 +3,9 @@
 mod http;
 pub mod load;
 mod node;
-pub mod skip;
 mod people;
 pub mod raw;
+pub mod skip;
 
 use std::path::PathBuf;
 use std::process::{Command, Output};
