@@ -253,7 +253,13 @@ fn a_message_goes_from_one_user_to_another_wherever_they_live() {
             bob.until(|f| matches!(f, ServerFrame::Text { body: got, .. } if *got == body));
         }
     }
-    assert!(server.counters().handovers > 0, "some connection was accepted by the other shard");
+    // A connection comes to the right shard by chance in one case of two, and counts come late.
+    let found = (0..64).any(|n| {
+        let _client = server.sign_in(&format!("c{n}"));
+        std::thread::sleep(Duration::from_millis(20));
+        server.counters().handovers > 0
+    });
+    assert!(found, "no connection was accepted by the other shard");
 }
 
 #[test]
