@@ -3,9 +3,12 @@
 //! of its memory, and the latency of others meanwhile.
 
 use std::io::{Read as _, Write as _};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
+use chatring_core::placement::shard_of;
 use chatring_wire::frame::{Direction, RangeRequest, RequestId};
 use chatring_wire::ws::{ControlPayload, encode_ping};
 use chatring_wire::{Cid, ClientFrame, Seq, ServerFrame, Subprotocol};
@@ -17,6 +20,64 @@ const MIB: u64 = 1 << 20;
 /// What a flood may add to the server's memory: bounds of all its connections together stay below,
 /// and each flood is several times as large.
 const GROWTH_BYTES_MAX: u64 = 64 * MIB;
+
+#[test]
+fn a_flood_of_tiny_frames_leaves_others_their_turn() {
+    // Frames without an answer, and frames whose answers are read.
+    for frame in [ClientFrame::Ack { pushes: 0 }, ClientFrame::Ping { pushes: 0 }] {
+        let taken = latency_beside_a_flood(&frame);
+        let median = taken[taken.len() / 2];
+        assert!(median < Duration::from_millis(20), "{frame:?}: {median:?} of {}", taken.len());
+    }
+}
+
+/// How long answers to somebody took, in ascending order, while twelve connections flooded the same
+/// shard with a frame.
+fn latency_beside_a_flood(frame: &ClientFrame) -> Vec<Duration> {
+    let mut node = Node::start();
+    let token = node.token("flood");
+    let flood: Vec<Raw> = (0..12)
+        .map(|n| {
+            let hello = hello(&token, &format!("flood {n}"));
+            Raw::sign_in_with(&node, Subprotocol::Binary, hello)
+        })
+        .collect();
+    let shard = |raw: &Raw| shard_of(raw.welcome().uid.vshard(), 2);
+    let mut other = (0..64)
+        .map(|n| Raw::sign_in(&node, &format!("other {n}")))
+        .find(|other| shard(other) == shard(&flood[0]))
+        .expect("half of them live there");
+    let over = Arc::new(AtomicBool::new(false));
+    let mut threads = Vec::new();
+    for mut raw in flood {
+        let mut answers = raw.socket().try_clone().expect("a socket");
+        threads.push(std::thread::spawn(move || {
+            let mut buffer = vec![0; 1 << 16];
+            while let Ok(1..) = answers.read(&mut buffer) {}
+        }));
+        let (over, frame) = (over.clone(), frame.clone());
+        threads.push(std::thread::spawn(move || {
+            let block = raw.bytes_of(&vec![frame; 4_000]);
+            while !over.load(Ordering::Relaxed) {
+                raw.write(&block);
+            }
+        }));
+    }
+    let mut taken = Vec::new();
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_millis(1_500) {
+        let start = Instant::now();
+        other.expect_alive();
+        taken.push(start.elapsed());
+    }
+    assert!(figure(&node, "chatring_gateway_frames_in_total") > 100_000.0, "it was a flood");
+    over.store(true, Ordering::Relaxed);
+    // Else it would have to take in what the sockets still hold.
+    node.kill();
+    threads.into_iter().for_each(|thread| thread.join().expect("no panic"));
+    taken.sort_unstable();
+    taken
+}
 
 #[test]
 fn pings_that_nobody_reads_the_answers_of_are_bounded() {

@@ -237,6 +237,15 @@ impl Io {
         }
     }
 
+    /// The same, asked for by the connection's own task, which looks at it after its pause. It must
+    /// not be woken for it: a task that runs on before its pause is over sees it ended by the time
+    /// that others took, and a few of them would keep the reactor from its turn.
+    pub(super) fn rest_is_left(&mut self, id: ConnId) {
+        if let Some(conn) = self.conn(id) {
+            conn.again = true;
+        }
+    }
+
     /// Lets go of a live connection, which another shard may [`Io::adopt`]. `None` if it is
     /// closing.
     pub fn release(&mut self, id: ConnId) -> Option<Released> {

@@ -221,7 +221,7 @@ async fn connection<H: Handler>(shard: Rc<Shard<H>>, id: ConnId) {
             }),
         }
         if flow == Flow::Again {
-            shard.core.borrow_mut().io.call_again(id);
+            shard.core.borrow_mut().io.rest_is_left(id);
         }
         if flow == Flow::Again || matches!(ready, Ready::Dropped | Ready::Bytes(SCRATCH_BYTES)) {
             glommio::timer::sleep(BREATH).await;
@@ -314,8 +314,6 @@ async fn acceptor<H: Handler>(shard: Rc<Shard<H>>, listener: StdListener) {
                     glommio::timer::sleep(BREATH).await;
                 }
             }
-            // The listener was shut down to wake this task.
-            Err(_) if shard.core.borrow().io.accepting() == Accepting::NoMore => return,
             Err(error) => {
                 // A listener that was told to stop ends the accept under way with an error.
                 if !matches!(shard.core.borrow().io.accepting(), Accepting::Yes) {
