@@ -48,6 +48,9 @@ pub const WATCH_INTERVAL_MS: u64 = 250;
 pub const RESERVE_BYTES_DEFAULT: u64 = 256 << 20;
 /// The reserve is at most this share of the file system, as a divisor, so that a small one works.
 pub const RESERVE_DIVISOR: u64 = 16;
+/// After room was short, so much of the reserve must be free above it, as a divisor, until there is
+/// room again: a disk at the edge does not change its state with every look.
+pub const HYSTERESIS_DIVISOR: u64 = 8;
 
 /// First byte of the keys that the engine keeps for itself; FoundationDB keeps it, too.
 pub const SYSTEM_KEY_PREFIX: u8 = 0xff;
