@@ -5,6 +5,7 @@ mod cli_config;
 mod cli_serve;
 mod cli_token;
 mod common;
+mod crash_full;
 mod crash_kill;
 mod crash_sync;
 mod hostile_floods;

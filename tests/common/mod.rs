@@ -6,6 +6,7 @@ mod node;
 mod people;
 pub mod raw;
 pub mod skip;
+pub mod small_fs;
 
 use std::path::PathBuf;
 use std::process::{Command, Output};

@@ -30,13 +30,15 @@ pub struct NodeOptions {
     pub args: Vec<String>,
     /// Text of the configuration file, if any.
     pub config: Option<String>,
+    /// Data folder, if not one of the server's own.
+    pub data: Option<PathBuf>,
     /// Words before the executable and its arguments (`strace …`).
     pub wrapper: Vec<String>,
 }
 
 impl Default for NodeOptions {
     fn default() -> NodeOptions {
-        NodeOptions { shards: 2, args: Vec::new(), config: None, wrapper: Vec::new() }
+        NodeOptions { shards: 2, args: Vec::new(), config: None, data: None, wrapper: Vec::new() }
     }
 }
 
@@ -156,7 +158,7 @@ impl Node {
 
     /// Its data folder.
     pub fn data(&self) -> PathBuf {
-        self.folder.path().join("data")
+        self.options.data.clone().unwrap_or_else(|| self.folder.path().join("data"))
     }
 
     /// A token for a user, good for an hour.
