@@ -11,6 +11,8 @@ pub mod limits;
 pub mod log;
 pub mod metrics;
 pub mod node;
+#[cfg(test)]
+mod own_process;
 pub mod rt;
 pub mod server;
 pub mod store;

@@ -91,6 +91,15 @@ impl<M> Clone for Post<M> {
     }
 }
 
+#[cfg(test)]
+impl<M> Post<M> {
+    /// A way into an inbox that the test empties.
+    pub(crate) fn with_inbox(batches_max: usize) -> (Post<M>, flume::Receiver<Vec<M>>) {
+        let (sender, receiver) = flume::bounded(batches_max);
+        (Post(sender), receiver)
+    }
+}
+
 impl<M> Post<M> {
     /// Posts a batch, or gives it back if the inbox is full (or its shard has ended).
     pub fn try_post(&self, batch: Vec<M>) -> Result<(), Vec<M>> {

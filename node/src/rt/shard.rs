@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::future::{Future, poll_fn};
-use std::net::TcpListener as StdListener;
+use std::net::{SocketAddr, TcpListener as StdListener};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
@@ -127,7 +127,8 @@ async fn serve<H: Handler>(start: Start<H::Message>, make: impl FnOnce(Seat<H::M
     shard.core.borrow_mut().io.clear();
 }
 
-/// The only way to start a task: a panic in it is counted and ends that task alone.
+/// The only way to start a task. A panic in a connection's task is counted and ends that connection
+/// alone; one in any other task ends the process, for without it the shard would stand still.
 fn spawn<H: Handler>(
     shard: &Rc<Shard<H>>,
     task: impl Future<Output = ()> + 'static,
@@ -159,7 +160,8 @@ impl<F: Future<Output = ()>> Future for Caught<F> {
 }
 
 impl<H: Handler> Shard<H> {
-    /// Calls the handler; a panic closes `conn` and goes no further.
+    /// Calls the handler; a panic closes `conn` and goes no further. Without a `conn` it ends the
+    /// process: the rest of what was to be handled (a batch, a turn) would be lost without a word.
     fn call(&self, conn: Option<ConnId>, call: impl FnOnce(&mut H, &mut Io, &[u8])) {
         let result = catch_unwind(AssertUnwindSafe(|| {
             let core = &mut *self.core.borrow_mut();
@@ -175,16 +177,22 @@ impl<H: Handler> Shard<H> {
     fn panicked(&self, conn: Option<ConnId>) {
         count(&self.stats.panics, 1);
         tracing::error!(?conn, "a panic was caught");
-        let Some(conn) = conn else { return };
+        let Some(conn) = conn else { give_up("a panic outside of a connection: aborting") };
         let result = catch_unwind(AssertUnwindSafe(|| {
             let Core { handler, io, .. } = &mut *self.core.borrow_mut();
             io.drop_conn(conn);
             handler.closed(io, conn, Closed::Panicked);
         }));
         if result.is_err() {
-            count(&self.stats.panics, 1);
+            give_up("a panic while a connection was closed after another one: aborting");
         }
     }
+}
+
+/// The process starts again from what is stored.
+fn give_up(why: &str) -> ! {
+    tracing::error!("{why}");
+    std::process::abort();
 }
 
 /// The life of a connection on this shard.
@@ -294,37 +302,41 @@ async fn acceptor<H: Handler>(shard: Rc<Shard<H>>, listener: StdListener) {
             Ok(stream) => own(&stream),
             Err(error) => Err(error.into()),
         };
-        match accepted.and_then(|fd| {
-            let socket = socket2::Socket::from(fd);
-            socket.set_tcp_nodelay(true)?;
-            let peer = socket.peer_addr()?.as_socket().expect("a TCP socket's peer has an address");
-            Ok((OwnedFd::from(socket), peer))
-        }) {
-            Ok((fd, peer)) => {
-                count(&shard.stats.accepted, 1);
-                let mut conn = None;
-                shard.call(None, |handler, io, _| {
-                    let id = io.insert(fd, peer);
-                    conn = Some(id);
-                    handler.opened(io, id, peer);
-                });
-                in_a_row += 1;
-                if in_a_row == ACCEPTS_MAX {
-                    in_a_row = 0;
-                    glommio::timer::sleep(BREATH).await;
+        let stopped = shard.core.borrow().io.accepting() == Accepting::NoMore;
+        match accepted {
+            Ok(fd) => match ready(fd) {
+                Ok((fd, peer)) => {
+                    count(&shard.stats.accepted, 1);
+                    shard.call(None, |handler, io, _| {
+                        let id = io.insert(fd, peer);
+                        handler.opened(io, id, peer);
+                    });
                 }
-            }
+                // Its peer has reset it already. Nobody else waits for that.
+                Err(_) => count(&shard.stats.accept_errors, 1),
+            },
+            // The listener was shut down to wake this task.
+            Err(_) if stopped => return,
             Err(error) => {
-                // A listener that was told to stop ends the accept under way with an error.
-                if !matches!(shard.core.borrow().io.accepting(), Accepting::Yes) {
-                    continue;
-                }
                 count(&shard.stats.accept_errors, 1);
                 tracing::warn!(%error, "a connection could not be accepted");
                 glommio::timer::sleep(ACCEPT_PAUSE).await;
             }
         }
+        in_a_row += 1;
+        if in_a_row == ACCEPTS_MAX {
+            in_a_row = 0;
+            glommio::timer::sleep(BREATH).await;
+        }
     }
+}
+
+/// Makes an accepted socket ready for use.
+fn ready(fd: OwnedFd) -> Result<(OwnedFd, SocketAddr), std::io::Error> {
+    let socket = socket2::Socket::from(fd);
+    socket.set_tcp_nodelay(true)?;
+    let peer = socket.peer_addr()?.as_socket().ok_or(std::io::ErrorKind::Unsupported)?;
+    Ok((OwnedFd::from(socket), peer))
 }
 
 /// A descriptor of our own (close-on-exec) for what glommio has accepted.

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use chatring_core::effect::Now;
 
 use super::*;
+use crate::own_process::{assert_aborted, in_own_process};
 
 const SHARDS: u16 = 2;
 /// Unsent bytes above which the echo stops reading.
@@ -18,6 +19,8 @@ const BUDGET: usize = 4 * 1024;
 
 enum Moved {
     Conn(Released, Vec<u8>),
+    Panic,
+    Stall,
 }
 
 /// Echoes bytes, preceded by nothing. `!` panics, `>` moves the connection with the bytes behind it
@@ -26,16 +29,22 @@ struct Echo {
     shard: ShardId,
     posts: Arc<[Post<Moved>]>,
     rest: std::collections::HashMap<ConnId, Vec<u8>>,
+    accept_at: Instant,
 }
 
 impl Echo {
     fn start() -> Runtime<Moved> {
+        Echo::start_accepting_at(Instant::now())
+    }
+
+    fn start_accepting_at(accept_at: Instant) -> Runtime<Moved> {
         let listen = SocketAddr::from(([127, 0, 0, 1], 0));
         let config = RtConfig { listen, backlog: 1024, shards: SHARDS };
-        let make = |seat: Seat<Moved>| Echo {
+        let make = move |seat: Seat<Moved>| Echo {
             shard: seat.shard,
             posts: seat.posts,
             rest: Default::default(),
+            accept_at,
         };
         Runtime::start(&config, make).unwrap()
     }
@@ -89,14 +98,22 @@ impl Handler for Echo {
     }
 
     fn inbox(&mut self, io: &mut Io, batch: Vec<Moved>) {
-        for Moved::Conn(released, unread) in batch {
-            let conn = io.adopt(released);
-            assert_eq!(self.eat(io, conn, unread), Flow::Wait);
+        for message in batch {
+            match message {
+                Moved::Conn(released, unread) => {
+                    let conn = io.adopt(released);
+                    assert_eq!(self.eat(io, conn, unread), Flow::Wait);
+                }
+                Moved::Panic => panic!("asked for"),
+                Moved::Stall => std::thread::sleep(Duration::from_secs(60)),
+            }
         }
     }
 
     fn tick(&mut self, io: &mut Io, _: Now) {
-        io.accept();
+        if self.accept_at <= Instant::now() {
+            io.accept();
+        }
     }
 
     fn turn_end(&mut self, _: &mut Io) {}
@@ -165,6 +182,93 @@ fn a_panic_closes_its_connection_and_harms_nobody_else() {
         ask(other, b"x", &mut [0]);
     }
     assert_eq!(total(&runtime).panics, 4);
+}
+
+#[test]
+fn peers_that_reset_before_they_are_accepted_hold_nobody_up() {
+    const RESETS: u64 = 200;
+    let accept_at = Instant::now() + Duration::from_millis(500);
+    let runtime = Echo::start_accepting_at(accept_at);
+    for _ in 0..RESETS {
+        let stream = connect(&runtime);
+        socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+    }
+    assert!(Instant::now() < accept_at, "they were to be reset before");
+    ask(&mut connect(&runtime), b"x", &mut [0]);
+    assert!(accept_at.elapsed() < Duration::from_secs(1), "{:?}", accept_at.elapsed());
+    assert!(total(&runtime).accept_errors > RESETS / 4, "resets were met: {:?}", total(&runtime));
+}
+
+#[test]
+fn without_descriptors_accepting_pauses_and_goes_on_later() {
+    let test = "rt::tests::without_descriptors_accepting_pauses_and_goes_on_later";
+    if let Some(output) = in_own_process(test) {
+        return assert!(output.status.success(), "{output:?}");
+    }
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = Some(128);
+    setrlimit(Resource::Nofile, limit).unwrap();
+    let runtime = Echo::start();
+    let mut fill = Vec::new();
+    while let Ok(file) = std::fs::File::open("/dev/null") {
+        fill.push(file);
+    }
+    fill.pop();
+    let mut waiting = connect(&runtime);
+    std::thread::sleep(Duration::from_millis(500));
+    let errors = total(&runtime).accept_errors;
+    let most = 15 * u64::from(SHARDS);
+    assert!((1..=most).contains(&errors), "{errors} failed accepts in 500 ms");
+    drop(fill);
+    ask(&mut waiting, b"x", &mut [0]);
+}
+
+#[test]
+fn a_panic_outside_of_a_connection_ends_the_process() {
+    let test = "rt::tests::a_panic_outside_of_a_connection_ends_the_process";
+    if let Some(output) = in_own_process(test) {
+        return assert_aborted(&output);
+    }
+    let runtime = Echo::start();
+    runtime.posts()[0].post(vec![Moved::Panic]);
+    std::thread::sleep(Duration::from_secs(10));
+}
+
+#[test]
+fn a_shard_that_stands_still_ends_the_process() {
+    let test = "rt::tests::a_shard_that_stands_still_ends_the_process";
+    let start = Instant::now();
+    if let Some(output) = in_own_process(test) {
+        assert_aborted(&output);
+        return assert!(start.elapsed() >= Duration::from_secs(5), "{:?}", start.elapsed());
+    }
+    let runtime = Echo::start();
+    runtime.posts()[1].post(vec![Moved::Stall]);
+    std::thread::sleep(Duration::from_secs(30));
+}
+
+#[test]
+fn the_watchdog_wakes_a_shard_that_does_not_tick() {
+    const PULSES: u64 = 5;
+    let stats = [Arc::<ShardStats>::default(), Arc::default()];
+    let stop = AtomicBool::new(false);
+    let pulsed = std::sync::atomic::AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            watchdog::watch(&stats, &stop, |shard| {
+                pulsed.fetch_add(u64::from(shard == 1), Ordering::Relaxed);
+            });
+        });
+        let until = Instant::now() + Duration::from_secs(4);
+        while pulsed.load(Ordering::Relaxed) < PULSES && Instant::now() < until {
+            stats::count(&stats[0].ticks, 1);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    let pulses = stats.each_ref().map(|stats| stats.values().pulses);
+    assert!(pulses[1] >= PULSES && pulses[0] < PULSES, "{pulses:?}");
 }
 
 #[test]
