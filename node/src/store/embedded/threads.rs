@@ -150,11 +150,16 @@ impl Threads {
         let published = Arc::clone(&self.published);
         self.watch = Some(spawn("store-watch", move || {
             let interval = Duration::from_millis(WATCH_INTERVAL_MS);
-            while stopped.recv_timeout(interval) == Err(flume::RecvTimeoutError::Timeout) {
-                published.expire(elapsed());
-                if let Err(error) = health.watch() {
-                    fatal.report(&format!("the disk has stopped: {error}"));
+            let watch = || {
+                while stopped.recv_timeout(interval) == Err(flume::RecvTimeoutError::Timeout) {
+                    published.expire(elapsed());
+                    if let Err(error) = health.watch() {
+                        fatal.report(&format!("the disk has stopped: {error}"));
+                    }
                 }
+            };
+            if catch_unwind(AssertUnwindSafe(watch)).is_err() {
+                fatal.report("the watch of the disk panicked");
             }
         })?);
         Ok(())

@@ -82,8 +82,9 @@ pub(crate) enum DiskError {
 }
 
 impl DiskError {
-    /// Whether the file system has no room.
+    /// Whether the file system has no room, or none that this user may take.
     pub(crate) fn is_full(&self) -> bool {
-        matches!(self, DiskError::Io(error) if error.kind() == std::io::ErrorKind::StorageFull)
+        use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+        matches!(self, DiskError::Io(error) if matches!(error.kind(), StorageFull | QuotaExceeded))
     }
 }
