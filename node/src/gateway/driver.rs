@@ -241,3 +241,86 @@ impl Driver {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use chatring_core::effect::{SendRef, SessionId};
+    use chatring_core::kv::{LaneId, Outcome, Request, Ticket};
+    use chatring_wire::frame::{Durability, RequestId};
+    use chatring_wire::{Cid, ErrorCode};
+
+    use super::*;
+
+    /// Nothing is asked of it.
+    struct NoStore;
+
+    impl Kv for NoStore {
+        fn submit(&mut self, _: Request, _: Ticket) {}
+
+        fn resume(&mut self, _: LaneId) {}
+
+        fn limits(&self) -> Limits {
+            let durability = Durability::Fsync;
+            Limits { lane_commits_max: 1, commit_bytes_target: 1 << 16, durability }
+        }
+    }
+
+    fn message(number: u32) -> Vec<ShardMessage> {
+        let origin = SendRef { session: SessionId(0), request: RequestId(number) };
+        vec![ShardMessage::Opened { origin, result: Ok::<Cid, ErrorCode>(Cid(1)) }]
+    }
+
+    fn numbers(batch: Vec<Message>) -> Vec<u32> {
+        let each = batch.into_iter().flat_map(|message| match message {
+            Message::Shard { messages, .. } => messages,
+            other => panic!("{other:?}"),
+        });
+        let number = |message| match message {
+            ShardMessage::Opened { origin, .. } => origin.request.0,
+            other => panic!("{other:?}"),
+        };
+        each.map(number).collect()
+    }
+
+    #[test]
+    fn what_a_full_inbox_does_not_take_comes_later_and_in_order() {
+        let (own, _own_inbox) = Post::with_inbox(1);
+        let (other, inbox) = Post::with_inbox(1);
+        let posts: Arc<[Post<Message>]> = Arc::new([own.clone(), other.clone()]);
+        let machine =
+            Random::new().machine(ShardId(0), 2, ShardLimits::default(), NoStore.limits());
+        let mut driver = Driver::new(ShardId(0), machine, Box::new(NoStore), Sink::new(own), posts);
+        other.try_post(Vec::new()).unwrap();
+        for number in 1..=3 {
+            driver.queue(ShardId(1), message(number));
+            assert_eq!(driver.post_all(), 1, "the inbox is full");
+        }
+        assert!(inbox.try_recv().unwrap().is_empty());
+        assert_eq!(driver.post_all(), 0);
+        driver.queue(ShardId(1), message(4));
+        assert_eq!(driver.post_all(), 1, "the inbox is full again");
+        assert_eq!(numbers(inbox.try_recv().unwrap()), [1, 2, 3]);
+        assert_eq!(driver.post_all(), 0);
+        assert_eq!(numbers(inbox.try_recv().unwrap()), [4]);
+    }
+
+    #[test]
+    fn a_completion_that_found_the_inbox_full_is_taken_at_the_end_of_a_turn() {
+        let (own, inbox) = Post::with_inbox(1);
+        let sink = Sink::new(own.clone());
+        own.try_post(Vec::new()).unwrap();
+        let completion = || Completion { ticket: Ticket(1), outcome: Outcome::Throttled };
+        let store_sink = sink.store_sink();
+        store_sink(vec![completion()]);
+        let machine =
+            Random::new().machine(ShardId(0), 1, ShardLimits::default(), NoStore.limits());
+        let mut driver = Driver::new(ShardId(0), machine, Box::new(NoStore), sink, Arc::new([own]));
+        assert!(driver.next_completions().is_some());
+        assert!(driver.next_completions().is_none());
+        assert!(inbox.try_recv().unwrap().is_empty());
+        store_sink(vec![completion()]);
+        assert_eq!(inbox.try_recv().unwrap().len(), 1, "the next one posts again");
+    }
+}

@@ -6,6 +6,9 @@ use chatring_wire::limits::{FRAME_BYTES_MAX, MESSAGE_BYTES_MAX};
 pub const FRAMES_PER_CALL_MAX: usize = 64;
 /// How long the peer may take to answer our close.
 pub const CLOSE_MS_MAX: u64 = 3_000;
+/// Connections of a shard that were refused and still have to read why; above it they are closed
+/// without a word.
+pub const REFUSED_MAX: usize = 256;
 /// What the last words to connections may take of a drain.
 pub const FAREWELL_MS_MAX: u64 = 1_000;
 /// Time between two looks of a thread that waits for shards.

@@ -27,7 +27,7 @@ use chatring_core::limits::ShardLimits;
 use thiserror::Error;
 
 pub use crate::rt::StartError;
-pub use limits::GatewayLimits;
+pub use limits::{GatewayLimits, REFUSED_MAX};
 pub use metrics::{GatewayCounters, ShardMetrics};
 
 use crate::auth::TokenVerifier;

@@ -16,7 +16,9 @@ use rustc_hash::FxHashMap;
 use super::admission::{Admission, Permit};
 use super::connection::{Item, Opened, Opening, Talk, Wrong, refusal};
 use super::driver::{Driver, Handover, Message};
-use super::limits::{CLOSE_MS_MAX, FRAMES_PER_CALL_MAX, GatewayLimits, HANDOVER_RETRY_MS};
+use super::limits::{
+    CLOSE_MS_MAX, FRAMES_PER_CALL_MAX, GatewayLimits, HANDOVER_RETRY_MS, REFUSED_MAX,
+};
 use super::metrics::{GatewayCounters, Published};
 use crate::auth::TokenVerifier;
 use crate::rt::{Closed, ConnId, Flow, Handler, Io};
@@ -104,6 +106,8 @@ pub struct GatewayShard {
     /// When handshakes and closes are over; each in order, because each lasts as long as another.
     opening: VecDeque<(u64, ConnId)>,
     closing: VecDeque<(u64, ConnId)>,
+    /// Connections without a place that are not closed yet.
+    refused: usize,
     stage: Stage,
     counters: GatewayCounters,
 }
@@ -119,6 +123,7 @@ impl GatewayShard {
             dirty: Vec::new(),
             opening: VecDeque::new(),
             closing: VecDeque::new(),
+            refused: 0,
             stage: Stage::New,
             counters: GatewayCounters::default(),
         }
@@ -130,7 +135,12 @@ impl Handler for GatewayShard {
 
     fn opened(&mut self, io: &mut Io, conn: ConnId, peer: SocketAddr) {
         let Some(permit) = self.shared.admission.admit(peer) else {
+            self.refused += 1;
             self.counters.refused_full += 1;
+            // They are told so while they are few: each keeps a descriptor until it has read it.
+            if self.refused >= REFUSED_MAX {
+                return io.close(conn);
+            }
             if let Some(out) = io.out(conn) {
                 HttpStatus::Unavailable.write_response(out);
             }
@@ -171,7 +181,10 @@ impl Handler for GatewayShard {
 
     fn closed(&mut self, io: &mut Io, conn: ConnId, _: Closed) {
         self.driver.assert_whole();
-        let Some(connection) = self.take(conn) else { return };
+        let Some(connection) = self.take(conn) else {
+            self.refused = self.refused.saturating_sub(1);
+            return;
+        };
         if let Phase::Attaching(session, _) | Phase::Live(session, _) = connection.phase {
             self.sessions.remove(&session);
             self.step(io, Input::Detached { session });
@@ -600,7 +613,6 @@ impl GatewayShard {
     }
 
     fn publish(&mut self) {
-        self.counters.connections = self.conns.iter().flatten().count() as u64;
         let published = &self.shared.published[usize::from(self.driver.shard.0)];
         match published.try_lock() {
             Ok(mut published) => {
@@ -616,12 +628,15 @@ impl GatewayShard {
         if self.conns.len() <= id.slot() {
             self.conns.resize_with(id.slot() + 1, || None);
         }
-        self.conns[id.slot()] = Some(Connection { id, permit, phase, dirty: false });
+        let before = self.conns[id.slot()].replace(Connection { id, permit, phase, dirty: false });
+        debug_assert!(before.is_none(), "a place is given once");
+        self.counters.connections += 1;
     }
 
     fn take(&mut self, id: ConnId) -> Option<Connection> {
-        let place = self.conns.get_mut(id.slot())?;
-        place.take_if(|c| c.id == id)
+        let connection = self.conns.get_mut(id.slot())?.take_if(|c| c.id == id)?;
+        self.counters.connections -= 1;
+        Some(connection)
     }
 
     fn talk(&mut self, id: ConnId) -> Option<&mut Talk> {

@@ -23,6 +23,8 @@ use chatring_wire::{
 use super::*;
 use crate::store::embedded::{EmbeddedConfig, EmbeddedStore};
 
+mod edges;
+
 const MASK: Option<MaskKey> = Some(MaskKey([1, 2, 3, 4]));
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -45,28 +47,33 @@ impl TokenVerifier for Trusting {
 
 struct Server {
     gateway: Gateway,
-    _store: Arc<EmbeddedStore>,
+    store: Arc<EmbeddedStore>,
     _dir: tempfile::TempDir,
 }
 
 impl Server {
     fn start(limits: GatewayLimits) -> Server {
+        Server::start_with(limits, ShardLimits::default(), |kv| kv)
+    }
+
+    /// With something put round each shard's handle of the store.
+    fn start_with(
+        limits: GatewayLimits,
+        shard_limits: ShardLimits,
+        wrap: impl Fn(Box<dyn Kv>) -> Box<dyn Kv> + Clone + std::marker::Send + 'static,
+    ) -> Server {
         let dir = tempfile::tempdir().unwrap();
         let store = EmbeddedStore::open(dir.path(), EmbeddedConfig::default()).unwrap();
         let store = Arc::new(store);
-        let config = GatewayConfig {
-            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
-            shards: 2,
-            limits,
-            shard_limits: ShardLimits::default(),
-        };
+        let listen = SocketAddr::from(([127, 0, 0, 1], 0));
+        let config = GatewayConfig { listen, shards: 2, limits, shard_limits };
         let for_shards = store.clone();
         let stores = move |_: ShardId, sink: StoreSink| -> Box<dyn Kv> {
-            Box::new(for_shards.handle(move |completions| sink(completions)))
+            wrap(Box::new(for_shards.handle(move |completions| sink(completions))))
         };
         let gateway = start(&config, stores, Arc::new(Trusting)).unwrap();
         gateway.wait_ready(PATIENCE).unwrap();
-        Server { gateway, _store: store, _dir: dir }
+        Server { gateway, store, _dir: dir }
     }
 
     fn counters(&self) -> GatewayCounters {
