@@ -8,11 +8,13 @@ use std::time::{Duration, Instant};
 use chatring_core::counters::Counters;
 use chatring_core::effect::ShardId;
 use chatring_core::kv::Kv;
+use rustix::process::{Resource, getrlimit};
 use tracing::warn;
 
 use crate::auth::{self, Verifier};
 use crate::config::Config;
-use crate::gateway::{self, Gateway, GatewayConfig, GatewayCounters, StoreSink};
+use crate::gateway::{self, Gateway, GatewayConfig, GatewayCounters, REFUSED_MAX, StoreSink};
+use crate::limits::STORE_FILES_MAX;
 use crate::metrics::{Metric, of_connections, of_runtime, of_shards, of_store};
 use crate::rt::{SHARDS_MAX, StatValues};
 use crate::server::{Clients, Drained, StartError};
@@ -23,6 +25,7 @@ use crate::store::embedded::EmbeddedStore;
 pub struct EmbeddedNode {
     addr: SocketAddr,
     shards: u16,
+    connections_max: usize,
     token_key_file: PathBuf,
     running: Mutex<Option<Running>>,
 }
@@ -46,10 +49,16 @@ impl EmbeddedNode {
             0 => cores(),
             shards => shards,
         };
+        let mut limits = config.limits.gateway();
+        if let Some(files) = getrlimit(Resource::Nofile).current {
+            let room = room_for_connections(files, shards, config.limits.http_connections_max);
+            limits.connections_max = limits.connections_max.min(room);
+        }
+        let connections_max = limits.connections_max;
         let gateway_config = GatewayConfig {
             listen: config.server.listen,
             shards,
-            limits: config.limits.gateway(),
+            limits,
             shard_limits: config.limits.shard(),
         };
         let opened = Arc::clone(&store);
@@ -60,7 +69,7 @@ impl EmbeddedNode {
             .map_err(|error| StartError::Clients(error.to_string()))?;
         let addr = gateway.local_addr();
         let running = Mutex::new(Some(Running { gateway, store }));
-        Ok(EmbeddedNode { addr, shards, token_key_file, running })
+        Ok(EmbeddedNode { addr, shards, connections_max, token_key_file, running })
     }
 
     fn with<T>(&self, act: impl FnOnce(&Running) -> T) -> Option<T> {
@@ -75,6 +84,10 @@ impl Clients for EmbeddedNode {
 
     fn shards(&self) -> u16 {
         self.shards
+    }
+
+    fn connections_max(&self) -> usize {
+        self.connections_max
     }
 
     fn token_key_file(&self) -> &Path {
@@ -92,7 +105,8 @@ impl Clients for EmbeddedNode {
         if let Err(error) = drained {
             warn!(%error, "the shards have not drained");
         }
-        // The shards' handles are gone with their threads; this ends the store's own.
+        // The shards' handles go with their threads; then the store's own threads end.
+        drop(gateway);
         drop(store);
         if drained.is_ok() { Drained::Whole } else { Drained::TimedOut }
     }
@@ -122,7 +136,28 @@ impl std::fmt::Debug for Running {
     }
 }
 
+/// How many connections there may be, so that the store still gets the files that it opens for its
+/// work: without them it would fail for good. Under a small limit they get half.
+fn room_for_connections(files: u64, shards: u16, http_connections_max: usize) -> usize {
+    let files = usize::try_from(files).unwrap_or(usize::MAX);
+    let refused = REFUSED_MAX * usize::from(shards);
+    let others = STORE_FILES_MAX + http_connections_max + refused;
+    files - others.min(files / 2)
+}
+
 fn cores() -> u16 {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     u16::try_from(cores).unwrap_or(SHARDS_MAX).min(SHARDS_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_leave_files_for_the_store() {
+        let others = STORE_FILES_MAX + 256 + 2 * REFUSED_MAX;
+        assert_eq!(room_for_connections(1 << 20, 2, 256), (1 << 20) - others);
+        assert_eq!(room_for_connections(1_024, 2, 256), 512);
+    }
 }

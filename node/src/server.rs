@@ -4,9 +4,12 @@
 //!   HTTP (503) ─▶ store, gateway ─▶ all shards accept ─▶ ready file, HTTP (200)
 //!                                                            │ SIGTERM, SIGINT
 //!   end ◀─ store closed ◀─ gateway drained (≤ 4 s) ◀─ HTTP (503)
-//!    ▲                                │ a second signal
+//!    ▲                                │ a second signal, or 5 s
 //!    └────────────────────────────────┘
 //! ```
+//!
+//! A signal while the store opens ends the server at once: nobody is served yet, and a store that
+//! is left in the middle of its recovery recovers again.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -14,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use flume::RecvTimeoutError;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use serde_json::json;
 use thiserror::Error;
@@ -23,7 +27,7 @@ use crate::api::{Api, Phase};
 use crate::auth::{AuthError, write_private};
 use crate::config::Config;
 use crate::gateway::WS_PATH;
-use crate::limits::{DRAIN_MS_MAX, READY_MS_MAX, READY_POLL_MS};
+use crate::limits::{DRAIN_MS_MAX, END_MS_MAX, READY_MS_MAX, READY_POLL_MS};
 use crate::metrics::{Metric, of_process};
 
 /// What serves clients: the shards with their store.
@@ -33,6 +37,9 @@ pub trait Clients: Send + Sync + 'static {
 
     /// How many shards it has.
     fn shards(&self) -> u16;
+
+    /// How many connections it takes.
+    fn connections_max(&self) -> usize;
 
     /// The file of the deployment's own token key.
     fn token_key_file(&self) -> &Path;
@@ -62,7 +69,10 @@ pub enum Drained {
 pub enum Ended {
     /// After a drain.
     Drained,
-    /// By a second signal. Threads may still run: end the process at once.
+    /// By a signal before the store was open. Threads still run: end the process at once.
+    Unstarted,
+    /// By a second signal, or because the store did not close in time. Threads may still run: end
+    /// the process at once.
     Forced,
 }
 
@@ -107,7 +117,7 @@ pub struct Addresses {
 pub fn run<C: Clients>(
     config: &Config,
     ready_file: Option<&Path>,
-    start: impl FnOnce(&Config) -> Result<C, StartError>,
+    start: impl FnOnce(&Config) -> Result<C, StartError> + Send + 'static,
     on_ready: impl FnOnce(&Addresses),
 ) -> Result<Ended, StartError> {
     let started = SystemTime::now();
@@ -115,14 +125,17 @@ pub fn run<C: Clients>(
         remove(path).map_err(|error| StartError::ReadyFile { path: path.to_owned(), error })?;
     }
     raise_open_files();
-    // Two signals and one end of the drain are all that is ever told.
+    // Two signals, one start and one end of the drain are all that is ever told.
     let (tell, told) = flume::bounded(4);
     let on_signal = tell.clone();
     let api = Api::start(config.server.http, config.limits.http_connections_max, move |_| {
         let _ = on_signal.try_send(Event::Signal);
     })
     .map_err(|error| StartError::Listen { addr: config.server.http, error })?;
-    let clients = Arc::new(start(config)?);
+    let clients = match open(config, start, &tell, &told)? {
+        Some(clients) => Arc::new(clients),
+        None => return Ok(Ended::Unstarted),
+    };
     let scraped = Arc::clone(&clients);
     api.set_scrape(Box::new(move || {
         let mut metrics = of_process(started);
@@ -140,7 +153,13 @@ pub fn run<C: Clients>(
             write_private(path, text.as_bytes())
                 .map_err(|error| StartError::ReadyFile { path: path.to_owned(), error })?;
         }
-        info!(ws = addresses.ws, http = addresses.http, shards = clients.shards(), "ready");
+        info!(
+            ws = addresses.ws,
+            http = addresses.http,
+            shards = clients.shards(),
+            connections_max = clients.connections_max(),
+            "ready"
+        );
         on_ready(&addresses);
         let _ = told.recv();
     }
@@ -150,13 +169,41 @@ pub fn run<C: Clients>(
         let drained = clients.drain(Duration::from_millis(DRAIN_MS_MAX));
         let _ = tell.try_send(Event::Drained(drained));
     });
-    match told.recv() {
+    match told.recv_timeout(Duration::from_millis(END_MS_MAX)) {
         Ok(Event::Drained(Drained::Whole)) => info!("drained"),
         Ok(Event::Drained(Drained::TimedOut)) => warn!("ended before everything was finished"),
-        Ok(Event::Signal) | Err(_) => return Ok(Ended::Forced),
+        Err(RecvTimeoutError::Timeout) => {
+            warn!("the store has not closed in time; everything acknowledged is stored");
+            return Ok(Ended::Forced);
+        }
+        Ok(Event::Signal | Event::Started(_)) | Err(RecvTimeoutError::Disconnected) => {
+            return Ok(Ended::Forced);
+        }
     }
     api.stop();
     Ok(Ended::Drained)
+}
+
+/// Has the store opened and the shards started on a thread of their own, so that a signal ends the
+/// wait for a long recovery: then there are no clients.
+fn open<C: Clients>(
+    config: &Config,
+    start: impl FnOnce(&Config) -> Result<C, StartError> + Send + 'static,
+    tell: &flume::Sender<Event<C>>,
+    told: &flume::Receiver<Event<C>>,
+) -> Result<Option<C>, StartError> {
+    let (config, tell) = (config.clone(), tell.clone());
+    std::thread::spawn(move || {
+        let started = start(&config);
+        let _ = tell.send(Event::Started(started));
+    });
+    match told.recv() {
+        Ok(Event::Started(started)) => started.map(Some),
+        Ok(Event::Signal | Event::Drained(_)) | Err(_) => {
+            info!("stopped by a signal before the store was open");
+            Ok(None)
+        }
+    }
 }
 
 #[derive(PartialEq)]
@@ -168,7 +215,10 @@ enum Waited {
 
 /// Recovery has no bound of its own: that of a large store takes as long as it takes. Once the
 /// store is open the shards need a few reads each.
-fn wait_ready(clients: &impl Clients, told: &flume::Receiver<Event>) -> Result<Waited, StartError> {
+fn wait_ready<C: Clients>(
+    clients: &C,
+    told: &flume::Receiver<Event<C>>,
+) -> Result<Waited, StartError> {
     let until = Instant::now() + Duration::from_millis(READY_MS_MAX);
     while !clients.is_ready() {
         if told.recv_timeout(Duration::from_millis(READY_POLL_MS)).is_ok() {
@@ -181,8 +231,9 @@ fn wait_ready(clients: &impl Clients, told: &flume::Receiver<Event>) -> Result<W
     Ok(Waited::Ready)
 }
 
-enum Event {
+enum Event<C> {
     Signal,
+    Started(Result<C, StartError>),
     Drained(Drained),
 }
 

@@ -37,6 +37,8 @@ pub(super) fn run(args: ServeArgs) -> ExitCode {
     };
     match server::run(&config, args.ready_file.as_deref(), EmbeddedNode::start, welcome) {
         Ok(Ended::Drained) => ExitCode::SUCCESS,
+        // A thread still opens the store: nothing of it is waited for.
+        Ok(Ended::Unstarted) => std::process::exit(0),
         Ok(Ended::Forced) => std::process::exit(EXIT_FORCED),
         Err(error) => refuse(error),
     }

@@ -1,4 +1,5 @@
 use std::os::unix::fs::PermissionsExt as _;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 use rustix::process::{Signal, getpid, kill_process};
@@ -11,6 +12,8 @@ struct Fake {
     key: PathBuf,
     drain: flume::Receiver<Drained>,
     draining: flume::Sender<()>,
+    /// The store does not close.
+    stuck: Arc<AtomicBool>,
 }
 
 impl Clients for Fake {
@@ -20,6 +23,10 @@ impl Clients for Fake {
 
     fn shards(&self) -> u16 {
         3
+    }
+
+    fn connections_max(&self) -> usize {
+        9
     }
 
     fn token_key_file(&self) -> &Path {
@@ -32,7 +39,11 @@ impl Clients for Fake {
 
     fn drain(&self, timeout: Duration) -> Drained {
         let _ = self.draining.send(());
-        self.drain.recv_timeout(timeout).unwrap_or(Drained::TimedOut)
+        let drained = self.drain.recv_timeout(timeout).unwrap_or(Drained::TimedOut);
+        if self.stuck.load(Ordering::Acquire) {
+            let _ = self.drain.recv_timeout(Duration::from_secs(30));
+        }
+        drained
     }
 
     fn metrics(&self) -> Vec<Metric> {
@@ -44,6 +55,7 @@ struct Running {
     server: JoinHandle<Ended>,
     drained: flume::Sender<Drained>,
     draining: flume::Receiver<()>,
+    stuck: Arc<AtomicBool>,
     ready: serde_json::Value,
 }
 
@@ -55,12 +67,15 @@ fn start(folder: &Path) -> Running {
     let (is_ready, ready) = flume::bounded(1);
     let key = folder.join("key.pem");
     let file = path.clone();
+    let stuck = Arc::new(AtomicBool::new(false));
+    let is_stuck = Arc::clone(&stuck);
     let server = std::thread::spawn(move || {
         let mut config = Config::default();
         config.server.http.set_port(0);
-        let clients = |_: &Config| {
-            assert!(!file.exists(), "the old ready file is still there");
-            Ok(Fake { ready: true, key, drain, draining: tell_draining })
+        let old = file.clone();
+        let clients = move |_: &Config| {
+            assert!(!old.exists(), "the old ready file is still there");
+            Ok(Fake { ready: true, key, drain, draining: tell_draining, stuck: is_stuck })
         };
         run(&config, Some(&file), clients, |_| is_ready.send(()).expect("a waiter"))
             .expect("it starts")
@@ -70,7 +85,7 @@ fn start(folder: &Path) -> Running {
     assert_eq!(mode & 0o7777, 0o600);
     let text = std::fs::read_to_string(&path).expect("a ready file");
     let ready = serde_json::from_str(&text).expect("JSON");
-    Running { server, drained, draining, ready }
+    Running { server, drained, draining, stuck, ready }
 }
 
 fn signal_self(signal: Signal) {
@@ -114,4 +129,38 @@ fn it_tells_when_it_is_ready_drains_at_a_signal_and_ends_at_the_second() {
     signal_self(Signal::TERM);
     assert_eq!(running.server.join().expect("no panic"), Ended::Forced);
     drop(running.drained);
+
+    a_signal_ends_a_long_recovery();
+    a_store_that_does_not_close_keeps_nobody(folder.path());
+}
+
+fn a_signal_ends_a_long_recovery() {
+    let (opening, opens) = flume::bounded(1);
+    let (finish, finished) = flume::bounded::<()>(1);
+    let server = std::thread::spawn(move || {
+        let mut config = Config::default();
+        config.server.http.set_port(0);
+        let clients = move |_: &Config| -> Result<Fake, StartError> {
+            opening.send(()).expect("a waiter");
+            let _ = finished.recv();
+            Err(StartError::Clients("the test is over".to_owned()))
+        };
+        run(&config, None, clients, |_| panic!("it is never ready")).expect("no failure")
+    });
+    opens.recv_timeout(Duration::from_secs(10)).expect("it opens");
+    signal_self(Signal::TERM);
+    assert_eq!(server.join().expect("no panic"), Ended::Unstarted);
+    drop(finish);
+}
+
+fn a_store_that_does_not_close_keeps_nobody(folder: &Path) {
+    let mut running = start(folder);
+    running.stuck.store(true, Ordering::Release);
+    signal_self(Signal::TERM);
+    running.draining.recv_timeout(Duration::from_secs(10)).expect("it drains");
+    let asked = Instant::now();
+    assert_eq!(running.server.join().expect("no panic"), Ended::Forced);
+    assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
+    // Lets the thread end.
+    running.drained = flume::bounded(1).0;
 }
