@@ -85,8 +85,10 @@ fn a_handshake_may_come_byte_by_byte_and_with_frames_behind_it() {
     for chunk_bytes in [1, usize::MAX] {
         let mut socket = node.tcp();
         let mut frames = Raw::over(socket.try_clone().expect("a socket"), Subprotocol::Binary);
-        let frames = frames.bytes_of(&[hello.clone(), ping.clone(), ping.clone()]);
-        let bytes = [request.as_bytes(), &frames].concat();
+        // One message with two frames, and one more message behind it.
+        let message = frames.bytes_of(&[hello.clone(), ping.clone()]);
+        let behind = frames.bytes_of(std::slice::from_ref(&ping));
+        let bytes = [request.as_bytes(), &message, &behind].concat();
         for chunk in bytes.chunks(chunk_bytes.min(bytes.len())) {
             socket.write_all(chunk).expect("it reads");
         }
