@@ -76,9 +76,9 @@ impl Drop for SmallFs {
     }
 }
 
-/// Takes the room of the file's file system but `left_bytes`: in so many steps, and further ones as
-/// long as there is some, because others may use the file system meanwhile, and tmpfs takes all of a
-/// step or nothing.
+/// Takes the room of the file's file system but `left_bytes`: in so many steps, and further ones
+/// as long as there is some, because others may use the file system meanwhile, and tmpfs takes all
+/// of a step or nothing.
 pub fn fill(filler: &Path, steps: u64, left_bytes: u64) {
     let file = File::create(filler).expect("a file");
     let mut taken = 0;
