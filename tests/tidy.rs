@@ -10,16 +10,19 @@ const COLUMNS_MAX: usize = 100;
 /// Word, and the folders whose code may name it.
 const BORDERS: &[(&str, &[&str])] = &[
     ("glommio", &["node/src/rt/"]),
-    ("io_uring", &["node/src/rt/"]),
+    ("io_uring", &["node/src/rt/", BARE_RING]),
     ("tokio", &["node/src/api/", "node/src/cli/chat.rs", "client/src/", "loadgen/src/", "tests/"]),
     ("axum", &["node/src/api/"]),
     ("hyper", &["node/src/api/"]),
     ("fjall", &["node/src/store/embedded/", "benches/"]),
     ("foundationdb", &["node/src/store/fdb/"]),
-    ("unsafe", &["node/src/rt/", "node/src/store/fdb/", "wire/src/ws/mask.rs"]),
+    ("unsafe", &["node/src/rt/", "node/src/store/fdb/", "wire/src/ws/mask.rs", BARE_RING]),
     ("Instant", CLOCKS),
     ("SystemTime", CLOCKS),
 ];
+
+/// The sockets of the bare relay and of the load generator: this file alone.
+const BARE_RING: &str = "benches/bare/src/ring.rs";
 
 /// Who may read a clock. Examples do I/O, which the crates that they show do not.
 const CLOCKS: &[&str] = &["node/", "client/", "loadgen/", "benches/", "tests/", "wire/examples/"];
