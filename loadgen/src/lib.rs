@@ -18,3 +18,4 @@ pub mod scenario;
 pub mod stamp;
 pub mod tally;
 pub mod threads;
+pub mod turns;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use chatring_client::token::TokenKey;
 use chatring_client::{Config, End, Event, Keep, Millis, Session};
 
-use super::{RunError, Stall};
+use super::{RunError, SOCKETS, Stall};
 use crate::cli;
 use crate::connection::Over;
 use crate::limits::START_STALLED;
@@ -102,7 +102,8 @@ async fn thread(
     let count = users.len();
     let wakers = Wakers::new(count);
     let script = Sleeper(RefCell::new(State::new(count)));
-    let pool = Rc::new(Pool::new(script, wakers.clone(), &options.node, origin));
+    let pool = Pool::new(script, wakers.clone(), &options.node, origin);
+    let pool = Rc::new(pool.map_err(RunError::io(SOCKETS))?);
     let tasks: Vec<_> = users
         .into_iter()
         .enumerate()

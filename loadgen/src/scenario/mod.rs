@@ -12,6 +12,9 @@ use thiserror::Error;
 use crate::ledger::LedgerError;
 use crate::ready::ReadyError;
 
+/// What a thread's sockets need.
+const SOCKETS: &str = "sockets on an io-uring, which need Linux 6.1";
+
 /// Why a command came to nothing.
 #[derive(Debug, Error)]
 pub enum RunError {

@@ -16,7 +16,7 @@ use chatring_client::{Config, Session, Start};
 use tokio::task::JoinHandle;
 
 use self::talk::{OUTBOX_ENTRIES_MAX, Phase, State, Talk, User};
-use super::{RunError, Stall};
+use super::{RunError, SOCKETS, Stall};
 use crate::book::{Book, Counts};
 use crate::cli;
 use crate::latency::Latencies;
@@ -122,7 +122,8 @@ impl Common<'_> {
     async fn thread(&self, number: u32, mut line: Line) -> Result<Part, RunError> {
         let wakers = Wakers::new(self.numbers(number).count());
         let talk = Talk::new(self.state(number)?, wakers.clone());
-        let pool = Rc::new(Pool::new(talk, wakers.clone(), &self.options.node, self.origin));
+        let pool = Pool::new(talk, wakers.clone(), &self.options.node, self.origin);
+        let pool = Rc::new(pool.map_err(RunError::io(SOCKETS))?);
         let tasks: Vec<_> = self
             .numbers(number)
             .enumerate()

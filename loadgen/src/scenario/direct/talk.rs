@@ -8,7 +8,6 @@ use std::time::Instant;
 use chatring_client::{End, Event, Millis, SendError, Session};
 use chatring_wire::frame::{Failure, MessageKind, Row, UserRef};
 use chatring_wire::{Cid, Cmid, ErrorCode, MemberNumber, Seq};
-use rustc_hash::FxHashMap;
 
 use super::super::words;
 use super::user_name;
@@ -90,10 +89,12 @@ pub struct User {
     me: Option<MemberNumber>,
     /// Intended times of messages that are due and not given to the client yet.
     pub due: VecDeque<u64>,
-    in_flight: FxHashMap<Cmid, Sent>,
+    /// In the order of sending, which is mostly that of the acks.
+    in_flight: VecDeque<Sent>,
 }
 
 struct Sent {
+    cmid: Cmid,
     number: u32,
     body: bytes::Bytes,
 }
@@ -107,8 +108,15 @@ impl User {
             asked: false,
             me: None,
             due: VecDeque::new(),
-            in_flight: FxHashMap::default(),
+            in_flight: VecDeque::new(),
         }
+    }
+}
+
+impl User {
+    fn landed(&mut self, cmid: Cmid) -> Option<Sent> {
+        let at = self.in_flight.iter().position(|sent| sent.cmid == cmid)?;
+        self.in_flight.remove(at)
     }
 }
 
@@ -218,8 +226,8 @@ impl State {
             let body = message.body.clone();
             match session.send(now, cid, MessageKind::TEXT, body, cmid) {
                 Ok(()) => {
-                    let sent = Sent { number: message.number, body: message.body };
-                    user.in_flight.insert(cmid, sent);
+                    let sent = Sent { cmid, number: message.number, body: message.body };
+                    user.in_flight.push_back(sent);
                 }
                 Err(error) => {
                     self.book.refused(user.number, message.number);
@@ -253,7 +261,7 @@ impl State {
     ) -> Option<usize> {
         let user = &mut self.users[place];
         let number = user.number;
-        let Some(sent) = user.in_flight.remove(&cmid) else {
+        let Some(sent) = user.landed(cmid) else {
             self.error(format!("user {number}: an ack of a message that is not in flight"));
             return None;
         };
@@ -281,7 +289,7 @@ impl State {
     fn refused(&mut self, place: usize, cmid: Cmid, error: &Failure) -> Option<usize> {
         let user = &mut self.users[place];
         let number = user.number;
-        let sent = user.in_flight.remove(&cmid)?;
+        let sent = user.landed(cmid)?;
         self.book.refused(number, sent.number);
         self.error(format!("user {number}: a send was refused: {}", words(error)));
         Some(place)

@@ -18,7 +18,7 @@ use tokio::sync::Semaphore;
 
 pub use self::check::Readings;
 use self::check::{Expected, Reading};
-use super::{RunError, Stall, words};
+use super::{RunError, SOCKETS, Stall, words};
 use crate::cli;
 use crate::connection::Over;
 use crate::ledger::Ledgers;
@@ -130,7 +130,8 @@ async fn read_all(
         fatal: None,
     };
     let script = Verifier(RefCell::new(state));
-    let pool = Rc::new(Pool::new(script, Wakers::new(users), &options.node, Instant::now()));
+    let pool = Pool::new(script, Wakers::new(users), &options.node, Instant::now());
+    let pool = Rc::new(pool.map_err(RunError::io(SOCKETS))?);
     let turns = Rc::new(Semaphore::new(READERS_AT_ONCE_MAX));
     for (place, name) in readers.keys().enumerate() {
         let config = Config { keep: Keep::Nothing, ..Config::new("") };
