@@ -7,6 +7,7 @@ use chatring_wire::limits::BODY_BYTES_MAX;
 use clap::{ArgGroup, Args, Parser, Subcommand};
 
 use crate::limits::{DURATION_S_MAX, RATE_PER_S_MAX, THREADS_MAX, USERS_MAX, WINDOW_MAX};
+use crate::scenario::peers;
 use crate::stamp::Stamp;
 
 /// Load on a Chatring node, measured honestly, with books of its own.
@@ -30,6 +31,8 @@ pub enum Command {
     Verify(Verify),
     /// Sessions that only heartbeat
     Idle(Idle),
+    /// The same load on Chatring and on other servers that are installed here, into one table
+    Peers(peers::Options),
 }
 
 /// The options of `direct`.
@@ -114,7 +117,7 @@ fn even_users(text: &str) -> Result<u32, String> {
     }
 }
 
-fn body(text: &str) -> Result<usize, String> {
+pub(crate) fn body(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(bytes) if (Stamp::BYTES..=BODY_BYTES_MAX).contains(&bytes) => Ok(bytes),
         _ => Err(format!(
@@ -124,7 +127,7 @@ fn body(text: &str) -> Result<usize, String> {
     }
 }
 
-fn positive_duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn positive_duration(text: &str) -> Result<Duration, String> {
     duration(text).and_then(|duration| match duration.is_zero() {
         true => Err("more than nothing".to_owned()),
         false => Ok(duration),
@@ -132,7 +135,7 @@ fn positive_duration(text: &str) -> Result<Duration, String> {
 }
 
 /// A number with a unit: `ms`, `s`, `m` or `h`; a bare number counts seconds.
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     let unit_ms: u64 = match unit {

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use chatring_loadgen::cli::{Cli, Command, Direct};
 use chatring_loadgen::machine;
-use chatring_loadgen::scenario::{RunError, direct, idle, verify};
+use chatring_loadgen::scenario::{RunError, direct, idle, peers, verify};
 use clap::Parser as _;
 
 /// The node failed what was asked of it.
@@ -27,6 +27,7 @@ fn main() -> ExitCode {
             print!("{held}");
             held.is_good()
         }),
+        Command::Peers(options) => run_peers(options),
     };
     match outcome {
         Ok(true) => ExitCode::SUCCESS,
@@ -50,4 +51,15 @@ fn run_direct(options: &Direct) -> Result<bool, RunError> {
             .map_err(|error| RunError::Io { what: path.display().to_string(), error })?;
     }
     Ok(report.is_good())
+}
+
+fn run_peers(options: &peers::Options) -> Result<bool, RunError> {
+    let table = peers::run(options)?;
+    print!("{table}");
+    if let Some(path) = &options.json {
+        table
+            .write_json(path)
+            .map_err(|error| RunError::Io { what: path.display().to_string(), error })?;
+    }
+    Ok(table.is_good())
 }

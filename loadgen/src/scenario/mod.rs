@@ -2,6 +2,7 @@
 
 pub mod direct;
 pub mod idle;
+pub mod peers;
 pub mod verify;
 
 use std::time::{Duration, Instant};

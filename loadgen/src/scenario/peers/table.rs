@@ -1,0 +1,214 @@
+//! The result of `peers`: a table in Markdown for people, JSON for scripts.
+
+use std::fmt;
+use std::path::Path;
+
+use serde::Serialize;
+
+use super::books::{Counts, Shape};
+use super::drive::Outcome;
+use super::server::Cores;
+use super::{Kind, Options};
+
+/// Above this share of its core the generator measures itself.
+const CPU_PERCENT_HONEST_MAX: f64 = 80.0;
+/// A sync that takes less does not reach a disk.
+const SYNC_US_BELIEVED_MIN: f64 = 15.0;
+
+/// The whole result.
+#[derive(Clone, Debug, Serialize)]
+pub struct Table {
+    /// Users that were asked for.
+    pub users: u32,
+    /// Receivers of each message in the fan-out workload.
+    pub fan_out: u32,
+    /// Length of a body.
+    pub body_bytes: usize,
+    /// Length of the warm-up.
+    pub warmup_s: f64,
+    /// Length of the measured time.
+    pub duration_s: f64,
+    /// Core of the servers.
+    pub server_core: u32,
+    /// Core of the generator.
+    pub generator_core: u32,
+    /// Median time to append 100 bytes to a file of the folder and sync them, before the run.
+    pub sync_us: f64,
+    /// A row for each server and workload.
+    pub rows: Vec<Row>,
+}
+
+/// One server under one workload.
+#[derive(Clone, Debug, Serialize)]
+pub struct Row {
+    /// The server.
+    pub server: Kind,
+    /// Who sends to whom.
+    pub workload: String,
+    /// How the server does that.
+    pub how: &'static str,
+    /// Its version; empty if it was not found.
+    pub version: String,
+    /// What an ack says about the message; empty if there was none.
+    pub acked: String,
+    /// Why it was not run, if so.
+    pub skipped: Option<String>,
+    /// Why there is no outcome although it was run, if so.
+    pub failed: Option<String>,
+    /// What came of it.
+    pub outcome: Option<Outcome>,
+}
+
+impl Row {
+    /// Without a result yet.
+    pub fn new(server: Kind, shape: Shape, how: &'static str) -> Row {
+        let workload = match shape {
+            Shape::Direct => "direct".to_owned(),
+            Shape::FanOut { receivers } => format!("1 to {receivers}"),
+        };
+        let (version, acked) = (String::new(), String::new());
+        Row { server, workload, how, version, acked, skipped: None, failed: None, outcome: None }
+    }
+
+    /// Whether everything was acked and delivered exactly once, or nothing was tried.
+    pub fn is_good(&self) -> bool {
+        let clean = self.outcome.as_ref().is_none_or(|outcome| outcome.counts.is_clean());
+        clean && self.failed.is_none()
+    }
+}
+
+impl Table {
+    /// Of these rows.
+    pub(super) fn new(options: &Options, cores: Cores, sync_us: f64, rows: Vec<Row>) -> Table {
+        Table {
+            users: options.users,
+            fan_out: options.fan_out,
+            body_bytes: options.body,
+            warmup_s: options.warmup.as_secs_f64(),
+            duration_s: options.duration.as_secs_f64(),
+            server_core: cores.server,
+            generator_core: cores.generator,
+            sync_us,
+            rows,
+        }
+    }
+
+    /// Whether no server failed, lost or doubled anything. Servers that are missing do not count.
+    pub fn is_good(&self) -> bool {
+        self.rows.iter().all(Row::is_good)
+    }
+
+    /// Writes the JSON form to a file.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn write_json(&self, path: &Path) -> std::io::Result<()> {
+        let mut text = serde_json::to_string_pretty(self).expect("a table is plain data");
+        text.push('\n');
+        std::fs::write(path, text)
+    }
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Table { users, body_bytes, warmup_s, duration_s, sync_us, .. } = self;
+        let (server, generator) = (self.server_core, self.generator_core);
+        writeln!(f, "{users} users, {body_bytes}-byte bodies, one message in flight per sender")?;
+        writeln!(f, "(closed loop), {warmup_s} s of warm-up, {duration_s} s measured; server on")?;
+        writeln!(f, "core {server}, generator on core {generator}; fdatasync of 100 bytes takes")?;
+        writeln!(f, "{sync_us:.0} µs (median). Latencies are those of a saturated server.\n")?;
+        writeln!(
+            f,
+            "| server | workload | delivered/s | ack µs p50 / p99 | delivery µs p50 / p99 | \
+             server CPU µs per delivery | busy: server, generator | lost, duplicated, other | \
+             acked means |\n\
+             | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |"
+        )?;
+        self.rows.iter().try_for_each(|row| write!(f, "{row}"))?;
+        if *sync_us < SYNC_US_BELIEVED_MIN {
+            writeln!(f, "\nThe folder does not seem to be on a disk: a sync costs nothing there.")?;
+        }
+        if server == generator {
+            writeln!(f, "\nServer and generator shared a core: the rates are not comparable.")?;
+        }
+        let busy = |row: &&Row| {
+            let outcome = row.outcome.as_ref();
+            outcome.is_some_and(|outcome| outcome.loadgen_cpu_percent > CPU_PERCENT_HONEST_MAX)
+        };
+        for row in self.rows.iter().filter(busy) {
+            let (name, workload) = (row.server.name(), &row.workload);
+            writeln!(f, "\n{name}, {workload}: the generator was the bottleneck; a lower bound.")?;
+        }
+        Ok(())
+    }
+}
+
+/// A line of the table.
+impl fmt::Display for Row {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = format!("{} {}", self.server.name(), self.version);
+        write!(f, "| {} | {}: {} | ", name.trim_end(), self.workload, self.how)?;
+        match (&self.outcome, &self.skipped, &self.failed) {
+            (Some(outcome), _, _) => write!(f, "{outcome} | ")?,
+            (None, Some(reason), _) => write!(f, "skipped: {reason} | | | | | | ")?,
+            (None, None, reason) => {
+                write!(f, "FAILED: {} | | | | | | ", reason.as_deref().unwrap_or_default())?;
+            }
+        }
+        writeln!(f, "{} |", self.acked)
+    }
+}
+
+/// The figures of a line.
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Outcome { ack, deliver, counts, .. } = self;
+        let Counts { lost, duplicated, corrupt, unacked, .. } = counts;
+        write!(f, "{:.0} | {:.0} / {:.0} | ", self.delivered_per_s, ack.p50, ack.p99)?;
+        write!(f, "{:.0} / {:.0} | {:.1} | ", deliver.p50, deliver.p99, self.server_cpu_us)?;
+        write!(f, "{:.0} %, {:.0} % | ", self.server_cpu_percent, self.loadgen_cpu_percent)?;
+        write!(f, "{lost}, {duplicated}, {}", corrupt + unacked)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row() -> Row {
+        Row::new(Kind::Redis, Shape::FanOut { receivers: 3 }, "a stream per group")
+    }
+
+    #[test]
+    fn a_row_says_what_it_is_or_why_it_is_empty() {
+        let mut row = row();
+        row.skipped = Some("redis-server is not installed: apt install redis-server".to_owned());
+        let line = row.to_string();
+        assert!(line.starts_with("| redis | 1 to 3: a stream per group | skipped: "), "{line}");
+        assert_eq!(line.matches('|').count(), 10);
+        assert!(row.is_good());
+        row.skipped = None;
+        row.failed = Some("it ended".to_owned());
+        assert!(!row.is_good() && row.to_string().contains("FAILED: it ended"));
+    }
+
+    #[test]
+    fn a_row_with_a_fault_is_not_good() {
+        let counts = Counts { sent: 2, acked: 2, delivered: 1, lost: 1, ..Counts::default() };
+        let outcome = Outcome {
+            counts,
+            delivered_per_s: 1.0,
+            acked_per_s: 2.0,
+            ack: Default::default(),
+            deliver: Default::default(),
+            server_cpu_us: 1.25,
+            server_cpu_percent: 99.6,
+            loadgen_cpu_percent: 50.4,
+        };
+        let row = Row { outcome: Some(outcome), version: "7.0".to_owned(), ..row() };
+        assert!(!row.is_good());
+        let line = row.to_string();
+        assert!(line.contains("| redis 7.0 |") && line.contains("| 1, 0, 0 |"), "{line}");
+        assert_eq!(line.matches('|').count(), 10);
+    }
+}
