@@ -1,5 +1,5 @@
-//! NATS JetStream: one file stream for all talks, and a push consumer per receiver, set up as client
-//! libraries set up an ordered consumer (no acks of receivers, state in memory).
+//! NATS JetStream: one file stream for all talks, and a push consumer per receiver, set up as
+//! client libraries set up an ordered consumer (no acks of receivers, state in memory).
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};

@@ -11,13 +11,13 @@ use super::books::{Shape, Workload};
 use super::drive::{Client, Said, Seat};
 use super::{Peer, write_file};
 
-const HEADER: &str = "<stream:stream xmlns='jabber:client' \
-                      xmlns:stream='http://etherx.jabber.org/streams' to='localhost' version='1.0'>";
+const HEADER: &str = "<stream:stream xmlns='jabber:client' to='localhost' version='1.0' \
+                      xmlns:stream='http://etherx.jabber.org/streams'>";
 const REQUEST: &str = "<r xmlns='urn:xmpp:sm:3'/>";
 const ROOMS: &str = "conference.localhost";
 
-/// The server and how it is set up: as Debian's configuration, without TLS, traffic shaping and what
-/// the workload does not use.
+/// The server and how it is set up: as Debian's configuration, without TLS, traffic shaping and
+/// what the workload does not use.
 pub struct Ejabberd;
 
 impl Peer for Ejabberd {
@@ -230,7 +230,8 @@ impl XmppClient {
             (Step::Registered, "iq") => {
                 let secret = STANDARD.encode(format!("\0u{}\0p", self.user));
                 let text = format!(
-                    "<auth xmlns='urn:ietf:params:xml:ns:xmpp-sasl' mechanism='PLAIN'>{secret}</auth>"
+                    "<auth xmlns='urn:ietf:params:xml:ns:xmpp-sasl' mechanism='PLAIN'>\
+                     {secret}</auth>"
                 );
                 self.ask(out, &text, Step::SignedIn)
             }
