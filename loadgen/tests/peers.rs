@@ -26,7 +26,7 @@ fn smoke(server: &str) {
         let outcome = row.outcome.unwrap_or_else(|| panic!("no outcome:\n{table}"));
         assert!(row.is_good() && outcome.counts.is_clean(), "{table}");
         assert!(outcome.delivered_per_s > 0.0 && outcome.acked_per_s > 0.0, "{table}");
-        assert!(outcome.server_cpu_us > 0.0 && outcome.loadgen_cpu_percent > 0.0, "{table}");
+        assert!(outcome.loadgen_cpu_percent > 0.0, "{table}");
         assert!(row.version.starts_with(|c: char| c.is_ascii_digit()), "{table}");
         assert!(!row.acked.is_empty(), "{table}");
     }

@@ -308,7 +308,6 @@ impl<'a, C: Client> Drive<'a, C> {
             tv_sec: longest.as_secs() as i64,
             tv_nsec: i64::from(longest.subsec_nanos()),
         };
-        self.events.clear();
         match epoll::wait(
             &self.epoll,
             rustix::buffer::spare_capacity(&mut self.events),
@@ -317,7 +316,8 @@ impl<'a, C: Client> Drive<'a, C> {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.to_string()),
         }
-        for event in std::mem::take(&mut self.events) {
+        let mut events = std::mem::take(&mut self.events);
+        for event in events.drain(..) {
             let place = event.data.u64() as usize;
             let link = &mut self.links[place];
             link.receive(&mut self.scratch, &mut self.state)?;
@@ -325,7 +325,7 @@ impl<'a, C: Client> Drive<'a, C> {
                 self.dirty.push(place);
             }
         }
-        self.events.reserve(EVENTS_MAX);
+        self.events = events;
         if self.ticked.elapsed() >= LOOK {
             self.ticked = Instant::now();
             for (place, link) in self.links.iter_mut().enumerate() {
@@ -548,7 +548,9 @@ mod tests {
             stop: &AtomicBool::new(false),
         };
         let seats = (0..2).map(|user| Seat { user, sends: true, client: Plain }).collect();
-        let outcome = run(address, seats, &load, || Duration::ZERO);
+        // A server that uses half of a core.
+        let start = Instant::now();
+        let outcome = run(address, seats, &load, || start.elapsed() / 2);
         server.join().unwrap();
         outcome
     }
@@ -560,6 +562,9 @@ mod tests {
         assert!(good.counts.is_clean() && good.counts.sent > 10, "{good:?}");
         assert_eq!(good.counts.sent, good.counts.delivered);
         assert!(good.delivered_per_s > 10.0 && good.ack.p50 > 0.0 && good.deliver.p50 > 0.0);
+        assert!((good.server_cpu_percent - 50.0).abs() < 1.0, "{good:?}");
+        let cpu_per_s = good.server_cpu_us * good.delivered_per_s / 1e6;
+        assert!((0.4..2.0).contains(&cpu_per_s), "{good:?}");
         assert_eq!(counts(Fault::NoDelivery).lost, 1);
         assert_eq!(counts(Fault::TwoDeliveries).duplicated, 1);
         assert_eq!(counts(Fault::NoAck).unacked, 1);

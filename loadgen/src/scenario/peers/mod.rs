@@ -196,6 +196,7 @@ pub fn run(options: &Options) -> Result<Table, RunError> {
     let cores = cores.map_err(unusable("the cores"))?;
     cores.pin_generator().map_err(unusable("--generator-core"))?;
     let folder = options.folder.clone().unwrap_or_else(std::env::temp_dir);
+    let folder = std::path::absolute(&folder).map_err(RunError::io("--folder"))?;
     let sync_us = sync_us(&folder).map_err(unusable("--folder"))?;
     let stop = stop_on_signals().map_err(RunError::io("signals"))?;
     let mut rows = Vec::new();
@@ -269,7 +270,7 @@ impl Run<'_> {
         row.acked = peer.acked();
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let mut server = Server::start(command, folder, self.cores)?;
-        server.wait_until_up(address)?;
+        server.wait_until_up(address, self.stop)?;
         peer.prepare(address)?;
         let workload = Workload::new(self.shape, options.users);
         let load = Load {
@@ -319,5 +320,7 @@ fn unusable(what: &str) -> impl FnOnce(String) -> RunError {
 
 fn program(text: &str) -> Result<(Kind, PathBuf), String> {
     let (name, path) = text.split_once('=').ok_or("SERVER=PATH")?;
-    Ok((Kind::from_str(name, false)?, PathBuf::from(path)))
+    // The server is started in a folder of its own.
+    let path = std::path::absolute(path).map_err(|error| error.to_string())?;
+    Ok((Kind::from_str(name, false)?, path))
 }

@@ -7,6 +7,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::param::clock_ticks_per_second;
@@ -101,8 +102,8 @@ impl Server {
     /// Waits until it takes connections at this address.
     ///
     /// # Errors
-    /// It ended, or takes none for half a minute; with the end of its log.
-    pub fn wait_until_up(&mut self, address: SocketAddr) -> Result<(), String> {
+    /// It ended, takes none for half a minute, or `stop` was set.
+    pub fn wait_until_up(&mut self, address: SocketAddr, stop: &AtomicBool) -> Result<(), String> {
         let start = Instant::now();
         loop {
             if TcpStream::connect(address).is_ok() {
@@ -111,6 +112,9 @@ impl Server {
             let ended = self.child.try_wait().map_err(|error| error.to_string())?;
             if let Some(status) = ended {
                 return Err(format!("it ended at its start ({status}): {}", self.log_end()));
+            }
+            if stop.load(Ordering::Relaxed) {
+                return Err("stopped".to_owned());
             }
             if start.elapsed() > START_MAX {
                 return Err(format!("it takes no connections: {}", self.log_end()));
@@ -270,7 +274,7 @@ mod tests {
         let cores = Cores::choose(None, None).unwrap();
         let nowhere = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port().unwrap()));
         let mut server = Server::start(command, tempfile::tempdir().unwrap(), cores).unwrap();
-        let error = server.wait_until_up(nowhere).unwrap_err();
+        let error = server.wait_until_up(nowhere, &AtomicBool::new(false)).unwrap_err();
         assert!(error.contains("no such option") && error.contains('3'), "{error}");
     }
 }
