@@ -1,5 +1,6 @@
 //! From a good `hello` to a live session: find the user's rows, number the device, say welcome.
 
+use bytes::Bytes;
 use chatring_wire::frame::{Failure, ServerFrame, Welcome};
 use chatring_wire::limits::BODY_BYTES_MAX;
 use chatring_wire::{CloseCode, DeviceId, ErrorCode, Uid};
@@ -30,7 +31,7 @@ impl Shard {
         let uid = key.uid(&identity.issuer, &identity.subject, attach.candidate);
         let (burst, now_ms) = (self.config.limits.sends_burst, self.now.mono_ms);
         let sessions_max = self.config.limits.sessions_per_user_max as usize;
-        let user = self.users.entry(uid).or_insert_with(|| User::new(burst, now_ms));
+        let user = self.users.entry(uid).or_insert_with(|| Box::new(User::new(burst, now_ms)));
         if user.sessions.len() + user.waiting.len() >= sessions_max {
             return self.refuse_attach(session, Failure::new(ErrorCode::LimitReached));
         }
@@ -120,7 +121,7 @@ impl Shard {
                 rows.user = Some(row);
             }
         }
-        let device = match rows.device_of(attach.installation) {
+        let device = match rows.devices.of(attach.installation) {
             Some((_, row)) if row.standing == DeviceStanding::Revoked => {
                 return self.refuse_attach(session, Failure::new(ErrorCode::RevokedToken));
             }
@@ -135,7 +136,7 @@ impl Shard {
                 return self.refuse_attach(session, Failure::new(ErrorCode::LimitReached));
             }
             None => {
-                let device = rows.next_device();
+                let device = rows.devices.next_number();
                 let row = DeviceRow {
                     installation: attach.installation,
                     standing: DeviceStanding::Active,
@@ -162,7 +163,7 @@ impl Shard {
         self.replace_session_of(uid, device);
         let expires_at_s = attach.identity.expires_at_s;
         let made = Session::new(uid, device, attach, self.now.mono_ms);
-        self.sessions.insert(session, made);
+        self.sessions.insert(session, Box::new(made));
         self.counters.sessions = self.sessions.len() as u64;
         if let Some(user) = self.users.get_mut(&uid) {
             user.sessions.push(session);
@@ -250,7 +251,7 @@ impl Shard {
 
     /// Forgets a user that nothing keeps in memory.
     pub(crate) fn drop_idle_user(&mut self, uid: Uid) {
-        if self.users.get(&uid).is_some_and(User::is_idle) {
+        if self.users.get(&uid).is_some_and(|user| user.is_idle()) {
             self.users.remove(&uid);
             self.counters.users = self.users.len() as u64;
         }
@@ -259,10 +260,10 @@ impl Shard {
 
 fn decode_user(rows: Rows) -> Result<UserRows, ValueError> {
     let user = rows.gets.into_iter().next().flatten().map(UserRow::decode).transpose()?;
-    let mut found = UserRows { user, devices: Default::default() };
-    for (key, value) in rows.ranges.into_iter().flat_map(|range| range.rows) {
+    let decode = |(key, value): (Bytes, Bytes)| {
         let device = keys::device_of_row(&key).ok_or(ValueError::Damaged)?;
-        found.devices.insert(device, DeviceRow::decode(value)?);
-    }
-    Ok(found)
+        Ok((device, DeviceRow::decode(value)?))
+    };
+    let rows = rows.ranges.into_iter().flat_map(|range| range.rows);
+    Ok(UserRows { user, devices: rows.map(decode).collect::<Result<_, ValueError>>()? })
 }

@@ -218,7 +218,7 @@ impl Shard {
                 row.revoked_before_s = row.revoked_before_s.max(next_s);
                 row.write(keys::user(uid), store)
             }),
-            SignOutScope::Device(device) => rows.devices.get_mut(&device).map(|row| {
+            SignOutScope::Device(device) => rows.devices.get_mut(device).map(|row| {
                 row.standing = DeviceStanding::Revoked;
                 row.write(keys::device(uid, device), store)
             }),
@@ -239,7 +239,7 @@ impl Shard {
             .map_or(0, |row| row.revoked_before_s);
         let ended = |id: &SessionId| {
             self.sessions.get(id).is_some_and(|session| match scope {
-                SignOutScope::Everywhere => session.identity.issued_at_s < revoked_before_s,
+                SignOutScope::Everywhere => session.token.issued_at_s < revoked_before_s,
                 SignOutScope::Device(device) => session.device == device,
             })
         };

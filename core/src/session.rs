@@ -39,7 +39,7 @@ pub(crate) const BUSY_RETRY_MS: u32 = 50;
 pub(crate) struct Session {
     pub(crate) uid: Uid,
     pub(crate) device: DeviceId,
-    pub(crate) identity: Identity,
+    pub(crate) token: TokenTimes,
     pub(crate) phase: Phase,
     /// Whether pushes go out.
     pub(crate) flow: Flow,
@@ -63,6 +63,20 @@ pub(crate) struct Session {
     last_request: RequestId,
     timers: [Option<TimerKey>; SessionTimer::KINDS],
     heard_ms: u64,
+}
+
+/// From when to when a session's token is good. Whose it is, the user's row says.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TokenTimes {
+    pub(crate) issued_at_s: u64,
+    pub(crate) expires_at_s: u64,
+}
+
+impl From<&Identity> for TokenTimes {
+    fn from(identity: &Identity) -> TokenTimes {
+        let Identity { issued_at_s, expires_at_s, .. } = *identity;
+        TokenTimes { issued_at_s, expires_at_s }
+    }
 }
 
 /// Whether a session was welcomed.
@@ -119,7 +133,7 @@ impl Session {
         Session {
             uid,
             device,
-            identity: attach.identity,
+            token: TokenTimes::from(&attach.identity),
             phase: Phase::SigningIn { cursor: attach.cursor },
             flow: Flow::Held(VecDeque::new()),
             sync: None,
@@ -469,28 +483,23 @@ impl Shard {
         if let Err(code) = session.take_request(request) {
             return self.close_with(id, Failure::new(code));
         }
+        let user = self.users.get(&session.uid).and_then(|user| user.rows.as_ref()?.user.as_ref());
         let same = |new: &Identity| {
-            new.issuer == session.identity.issuer && new.subject == session.identity.subject
+            user.is_some_and(|row| new.issuer == row.issuer && new.subject == row.subject)
         };
-        let identity = match identity {
-            Ok(identity) if same(&identity) => identity,
+        let token = match identity {
+            Ok(identity) if same(&identity) => TokenTimes::from(&identity),
             Ok(_) => {
                 let failure = Failure::new(ErrorCode::InvalidToken);
                 return self.refuse_request(id, request, failure);
             }
             Err(code) => return self.refuse_request(id, request, Failure::new(code)),
         };
-        let expires_at_s = identity.expires_at_s;
-        let revoked_before_s = self
-            .users
-            .get(&session.uid)
-            .and_then(|user| user.rows.as_ref()?.user.as_ref())
-            .map_or(0, |row| row.revoked_before_s);
-        if identity.issued_at_s < revoked_before_s {
+        if user.is_some_and(|row| token.issued_at_s < row.revoked_before_s) {
             return self.refuse_request(id, request, Failure::new(ErrorCode::RevokedToken));
         }
-        session.identity = identity;
-        self.set_expiry(id, expires_at_s);
+        session.token = token;
+        self.set_expiry(id, token.expires_at_s);
         self.send(id, ServerFrame::Done { request });
     }
 
@@ -502,7 +511,7 @@ impl Shard {
 
     fn check_expiry(&mut self, id: SessionId) {
         let Some(session) = self.sessions.get(&id) else { return };
-        let expires_at_s = session.identity.expires_at_s;
+        let expires_at_s = session.token.expires_at_s;
         if self.now.unix_ms >= expires_at_s.saturating_mul(1_000) {
             self.close_with(id, Failure::new(ErrorCode::ExpiredToken));
         } else {

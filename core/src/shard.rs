@@ -69,10 +69,11 @@ pub struct Shard {
     pub(crate) boot: Boot,
     pub(crate) deployment: Option<Deployment>,
     pub(crate) lane: Option<Lane<Tag>>,
-    pub(crate) sessions: FxHashMap<SessionId, Session>,
+    /// Boxed, as the users are: half of a map's places are empty.
+    pub(crate) sessions: FxHashMap<SessionId, Box<Session>>,
     /// Sessions that wait for their user's rows.
     pub(crate) attaching: FxHashMap<SessionId, Uid>,
-    pub(crate) users: FxHashMap<Uid, User>,
+    pub(crate) users: FxHashMap<Uid, Box<User>>,
     pub(crate) channels: FxHashMap<Cid, ChannelSlot>,
     pub(crate) channel_clock: VecDeque<Cid>,
     pub(crate) timers: Timers,
@@ -204,7 +205,7 @@ impl Shard {
     pub fn is_drained(&self) -> bool {
         self.lane.as_ref().is_none_or(Lane::is_idle)
             && self.queues.iter().all(ShardQueue::is_empty)
-            && self.users.values().all(User::has_no_markers_to_write)
+            && self.users.values().all(|user| user.has_no_markers_to_write())
     }
 
     /// What it has counted.

@@ -39,9 +39,14 @@ pub(crate) struct User {
 pub(crate) struct UserRows {
     /// The user; `None` before the first sign-in.
     pub(crate) user: Option<UserRow>,
-    /// The devices by number.
-    pub(crate) devices: BTreeMap<DeviceId, DeviceRow>,
+    /// The devices.
+    pub(crate) devices: Devices,
 }
+
+/// A user's devices, ascending by number. Most users have a few: a list that is no longer than it
+/// must be, because every user who is signed in has one.
+#[derive(Debug, Default)]
+pub(crate) struct Devices(Vec<(DeviceId, DeviceRow)>);
 
 /// A marker on its way to the store.
 #[derive(Debug)]
@@ -108,16 +113,45 @@ impl User {
     }
 }
 
-impl UserRows {
+impl Devices {
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
     /// The device of an installation.
-    pub(crate) fn device_of(&self, installation: InstallationId) -> Option<(DeviceId, &DeviceRow)> {
-        let same = |(_, row): &(&DeviceId, &DeviceRow)| row.installation == installation;
-        self.devices.iter().find(same).map(|(device, row)| (*device, row))
+    pub(crate) fn of(&self, installation: InstallationId) -> Option<(DeviceId, &DeviceRow)> {
+        let (device, row) = self.0.iter().find(|(_, row)| row.installation == installation)?;
+        Some((*device, row))
+    }
+
+    pub(crate) fn get_mut(&mut self, device: DeviceId) -> Option<&mut DeviceRow> {
+        let index = self.0.binary_search_by_key(&device, |(device, _)| *device).ok()?;
+        Some(&mut self.0[index].1)
+    }
+
+    /// Puts a device in, or in the place of what was known of it.
+    pub(crate) fn insert(&mut self, device: DeviceId, row: DeviceRow) {
+        match self.0.binary_search_by_key(&device, |(device, _)| *device) {
+            Ok(index) => self.0[index].1 = row,
+            Err(index) => {
+                self.0.reserve_exact(1);
+                self.0.insert(index, (device, row));
+            }
+        }
     }
 
     /// A number that no device ever had.
-    pub(crate) fn next_device(&self) -> DeviceId {
-        DeviceId(self.devices.keys().next_back().map_or(1, |device| device.0 + 1))
+    pub(crate) fn next_number(&self) -> DeviceId {
+        DeviceId(self.0.last().map_or(1, |(device, _)| device.0 + 1))
+    }
+}
+
+impl FromIterator<(DeviceId, DeviceRow)> for Devices {
+    /// Of ascending numbers, as the rows are read.
+    fn from_iter<I: IntoIterator<Item = (DeviceId, DeviceRow)>>(devices: I) -> Devices {
+        let mut devices = Devices(devices.into_iter().collect());
+        devices.0.shrink_to_fit();
+        devices
     }
 }
 
