@@ -1,14 +1,22 @@
-//! What the criterion benchmarks of each layer share; the benchmarks stand in the files beside.
+//! What the benchmarks of each layer share: a node of one shard in one thread, the whole path of a
+//! message through our own code, and the cases whose instructions are counted.
 
 #![forbid(unsafe_code)]
 
+mod cases;
+mod many_channels;
 mod one_shard;
+mod path;
+pub mod valgrind;
 
 use std::time::{Duration, Instant};
 
 use criterion::Criterion;
 
+pub use cases::{CASES, Case, Work};
+pub use many_channels::{Absence, ManyChannels};
 pub use one_shard::{Answers, OneShard, Pair, Synced};
+pub use path::Path;
 
 /// Short enough that all benchmarks together take about a minute; criterion's own flags
 /// (`--measurement-time 10`) make them longer.

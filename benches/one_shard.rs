@@ -12,9 +12,11 @@ use chatring_core::shard::{Shard, ShardConfig};
 use chatring_wire::frame::{MessageKind, RequestId, Send, UserRef};
 use chatring_wire::{Cid, ClientFrame, Cmid, InstallationId, Seq, ServerFrame};
 
-const SUBMITTER: SubmitterId = SubmitterId(1);
+pub(crate) const SUBMITTER: SubmitterId = SubmitterId(1);
 /// Messages between two acks of a receiver; a session's window holds 256.
 const ACK_EVERY_MESSAGES: u64 = 64;
+/// Devices, and with them sessions, that a user may have here.
+const DEVICES_MAX: u32 = 2_048;
 /// Messages after which the clock moves on by a millisecond.
 const MESSAGES_PER_MS: u64 = 10;
 
@@ -29,10 +31,10 @@ pub enum Answers {
 
 /// The shard, its store, and what it said.
 pub struct OneShard {
-    shard: Shard,
-    store: MemStore,
+    pub(crate) shard: Shard,
+    pub(crate) store: MemStore,
     answers: Answers,
-    now: Now,
+    pub(crate) now: Now,
     sessions: u64,
     requests: u32,
     said: VecDeque<(SessionId, ServerFrame)>,
@@ -42,10 +44,10 @@ pub struct OneShard {
 /// Two users who are signed in and have a channel.
 #[derive(Clone, Copy, Debug)]
 pub struct Pair {
-    from: SessionId,
-    to: SessionId,
-    cid: Cid,
-    head: Seq,
+    pub(crate) from: SessionId,
+    pub(crate) to: SessionId,
+    pub(crate) cid: Cid,
+    pub(crate) head: Seq,
 }
 
 impl OneShard {
@@ -63,6 +65,8 @@ impl OneShard {
             limits: ShardLimits {
                 sends_per_second: u32::MAX,
                 sends_burst: u32::MAX,
+                devices_max: DEVICES_MAX,
+                sessions_per_user_max: DEVICES_MAX,
                 ..ShardLimits::default()
             },
             breaks: Breaks::NONE,
@@ -89,7 +93,7 @@ impl OneShard {
 
     /// Signs a user in from one of its devices; gives the session once it is synced, and what the
     /// sync gave. A device has one session at a time.
-    pub fn sign_in(&mut self, subject: &str, device: u8, cursor: Bytes) -> (SessionId, Synced) {
+    pub fn sign_in(&mut self, subject: &str, device: u32, cursor: Bytes) -> (SessionId, Synced) {
         self.sessions += 1;
         let session = SessionId(self.sessions);
         let identity = Identity {
@@ -98,7 +102,7 @@ impl OneShard {
             issued_at_s: 1,
             expires_at_s: u64::MAX / 4_000,
         };
-        let installation = InstallationId([device; 16]);
+        let installation = InstallationId((u128::from(device) << 64 | 1).to_be_bytes());
         let attach = Attach { identity, candidate: 0, installation, cursor };
         self.step(Input::Attach { session, attach });
         let mut synced = Synced::default();
@@ -188,7 +192,7 @@ impl OneShard {
         }
     }
 
-    fn request(&mut self) -> RequestId {
+    pub(crate) fn request(&mut self) -> RequestId {
         self.requests += 1;
         RequestId(self.requests)
     }

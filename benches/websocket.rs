@@ -17,7 +17,7 @@ const MESSAGES: u64 = 1_024;
 
 fn unmask(c: &mut Criterion) {
     let mut group = c.benchmark_group("websocket/unmask");
-    for bytes in [SMALL_BYTES, 1_024, 64 * 1_024] {
+    for bytes in [16, SMALL_BYTES, 256, 1_024, 4 * 1_024, 64 * 1_024] {
         let mut data = vec![0x5a; bytes];
         group.throughput(Throughput::Bytes(bytes as u64));
         group.bench_function(format!("{bytes}_bytes"), |b| {

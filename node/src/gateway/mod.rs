@@ -37,6 +37,12 @@ use driver::{Driver, Message, Sink};
 use metrics::Published;
 use shard::{GatewayShard, Shared};
 
+/// For the benchmarks alone: a connection between its socket and the machine.
+#[doc(hidden)]
+pub mod bench_support {
+    pub use super::connection::{Item, Opened, Opening, Talk};
+}
+
 /// Path of the WebSocket.
 pub const WS_PATH: &str = "/v1/ws";
 

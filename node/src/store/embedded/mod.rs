@@ -48,6 +48,12 @@ use self::resolver::ResolverBounds;
 use self::room::SpaceProbe;
 use self::threads::Threads;
 
+/// For the benchmarks alone.
+#[doc(hidden)]
+pub mod bench_support {
+    pub use super::resolver::{Resolver, ResolverBounds, Verdict};
+}
+
 /// The version of a store in which nothing has been written.
 const FIRST_VERSION: Version = Version(1);
 

@@ -23,7 +23,7 @@ use super::limits::{
 
 /// What became of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Verdict {
+pub enum Verdict {
     /// Nothing was written since.
     Clear,
     /// Something was.
@@ -34,7 +34,7 @@ pub(crate) enum Verdict {
 
 /// See the module.
 #[derive(Debug)]
-pub(crate) struct Resolver {
+pub struct Resolver {
     newest: FxHashMap<u64, Version>,
     keys: VecDeque<KeyWrite>,
     key_bytes: usize,
@@ -45,7 +45,7 @@ pub(crate) struct Resolver {
 
 /// How much a resolver remembers.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct ResolverBounds {
+pub struct ResolverBounds {
     /// Writes to single keys.
     pub keys_max: usize,
     /// Bytes of their keys.
@@ -76,7 +76,7 @@ struct KeyWrite {
 
 impl Resolver {
     /// An empty window: nothing was written since `start`, nothing is known about the time before.
-    pub(crate) fn new(start: Version, bounds: ResolverBounds) -> Resolver {
+    pub fn new(start: Version, bounds: ResolverBounds) -> Resolver {
         Resolver {
             newest: FxHashMap::default(),
             keys: VecDeque::new(),
@@ -88,7 +88,7 @@ impl Resolver {
     }
 
     /// Whether any of the conflict ranges was written above `read_version`.
-    pub(crate) fn check(&self, read_version: Version, conflicts: &[KeyRange]) -> Verdict {
+    pub fn check(&self, read_version: Version, conflicts: &[KeyRange]) -> Verdict {
         if read_version < self.oldest {
             return Verdict::TooOld;
         }
@@ -97,7 +97,7 @@ impl Resolver {
     }
 
     /// Remembers a write to one key.
-    pub(crate) fn wrote_key(&mut self, version: Version, key: &[u8]) {
+    pub fn wrote_key(&mut self, version: Version, key: &[u8]) {
         let hash = FxBuildHasher.hash_one(key);
         self.newest.insert(hash, version);
         self.key_bytes += key.len();
@@ -108,7 +108,7 @@ impl Resolver {
     }
 
     /// Remembers that a range was cleared.
-    pub(crate) fn wrote_range(&mut self, version: Version, range: &KeyRange) {
+    pub fn wrote_range(&mut self, version: Version, range: &KeyRange) {
         if range.is_empty() {
             return;
         }
@@ -123,7 +123,7 @@ impl Resolver {
     }
 
     /// Forgets what is older than the window.
-    pub(crate) fn expire(&mut self, now: Version) {
+    pub fn expire(&mut self, now: Version) {
         let horizon = Version(now.0.saturating_sub(self.bounds.window_versions));
         while self.keys.front().is_some_and(|write| write.version < horizon) {
             self.forget_key();
