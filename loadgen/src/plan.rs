@@ -1,10 +1,10 @@
 //! When each user sends: decided before the run from a seed, and never bent by how it goes.
 //!
-//! In the open loop message i is intended for i ÷ rate after the start; the rate may be steady, rise
-//! and fall, or go in steps. A late send stays in the plan and is made as soon as possible, with its
-//! latency counted from the intended time: a stall of the server shows up in every message that it
-//! held up (no coordinated omission). In the closed loop each user keeps a window of messages in
-//! flight; it measures capacity, and its latencies are those of a saturated server.
+//! In the open loop message i is intended for i ÷ rate after the start; the rate may be steady,
+//! rise and fall, or go in steps. A late send stays in the plan and is made as soon as possible,
+//! with its latency counted from the intended time: a stall of the server shows up in every message
+//! that it held up (no coordinated omission). In the closed loop each user keeps a window of
+//! messages in flight; it measures capacity, and its latencies are those of a saturated server.
 
 use std::time::Duration;
 
