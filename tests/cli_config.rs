@@ -33,6 +33,7 @@ fn show_prints_a_file_that_check_accepts_and_flags_override_it() {
 fn what_is_wrong_is_said_in_one_line() {
     for (file, message) in [
         ("[server]\nport = 1\n", "c.toml:2: server.port: unknown field"),
+        ("[server]\ndriver = \"rings\"\n", "c.toml:2: server.driver: unknown variant `rings`"),
         ("[limits]\naudit = \"soon\"\n", "limits.audit: \"soon\" is no length of time"),
         ("[limits]\nwindow_pushes = 0\n", "limits.window_pushes is 0"),
         ("server = {", "c.toml:1: "),

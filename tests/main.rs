@@ -16,6 +16,7 @@ mod hostile_tokens;
 mod net_behind;
 mod net_chat;
 mod net_drain;
+mod net_drivers;
 mod net_foreign;
 mod net_resume;
 mod net_wakeups;

@@ -6,7 +6,6 @@
 #![allow(clippy::unwrap_used)]
 
 mod faulty_node;
-mod reports;
 
 use chatring_loadgen::cli::{Cli, Command};
 use chatring_loadgen::report::Report;

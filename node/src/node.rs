@@ -25,6 +25,7 @@ use crate::store::embedded::EmbeddedStore;
 pub struct EmbeddedNode {
     addr: SocketAddr,
     shards: u16,
+    driver: String,
     connections_max: usize,
     token_key_file: PathBuf,
     running: Mutex<Option<Running>>,
@@ -58,6 +59,7 @@ impl EmbeddedNode {
         let gateway_config = GatewayConfig {
             listen: config.server.listen,
             shards,
+            driver: config.server.driver,
             limits,
             shard_limits: config.limits.shard(),
         };
@@ -68,8 +70,9 @@ impl EmbeddedNode {
         let gateway = gateway::start(&gateway_config, handles, verifier)
             .map_err(|error| StartError::Clients(error.to_string()))?;
         let addr = gateway.local_addr();
+        let driver = gateway.driver().to_owned();
         let running = Mutex::new(Some(Running { gateway, store }));
-        Ok(EmbeddedNode { addr, shards, connections_max, token_key_file, running })
+        Ok(EmbeddedNode { addr, shards, driver, connections_max, token_key_file, running })
     }
 
     fn with<T>(&self, act: impl FnOnce(&Running) -> T) -> Option<T> {
@@ -84,6 +87,10 @@ impl Clients for EmbeddedNode {
 
     fn shards(&self) -> u16 {
         self.shards
+    }
+
+    fn driver(&self) -> &str {
+        &self.driver
     }
 
     fn connections_max(&self) -> usize {

@@ -38,6 +38,9 @@ pub trait Clients: Send + Sync + 'static {
     /// How many shards it has.
     fn shards(&self) -> u16;
 
+    /// What moves the bytes of its sockets.
+    fn driver(&self) -> &str;
+
     /// How many connections it takes.
     fn connections_max(&self) -> usize;
 
@@ -157,6 +160,7 @@ pub fn run<C: Clients>(
             ws = addresses.ws,
             http = addresses.http,
             shards = clients.shards(),
+            driver = clients.driver(),
             connections_max = clients.connections_max(),
             "ready"
         );

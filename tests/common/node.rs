@@ -219,6 +219,10 @@ impl Node {
         };
         command.args(["--listen", &address("ws"), "--http", &address("http")]);
         command.args(["--shards", &self.options.shards.to_string()]);
+        // A second run of the tests can use the other driver.
+        if let Ok(driver) = std::env::var("CHATRING_TEST_DRIVER") {
+            command.args(["--driver", &driver]);
+        }
         command.arg("--ready-file").arg(self.ready_file());
         if self.options.config.is_some() {
             command.arg("--config").arg(self.folder.path().join("chatring.toml"));

@@ -13,6 +13,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{Config, ConfigError, Overrides};
+use crate::gateway::Driver;
 
 /// What is wrong is the operator's to mend: arguments, configuration, the data folder.
 const EXIT_USAGE: u8 = 2;
@@ -55,12 +56,16 @@ struct ConfigSource {
     /// Shards, one thread each; 0 means one per core.
     #[arg(long, value_name = "N")]
     shards: Option<u16>,
+    /// What moves the bytes of the clients' sockets.
+    #[arg(long)]
+    driver: Option<Driver>,
 }
 
 impl ConfigSource {
     fn load(self) -> Result<Config, ConfigError> {
-        let ConfigSource { config, data, listen, http, shards } = self;
-        Config::load(config.as_deref(), &Overrides { data, listen, http, shards })
+        let ConfigSource { config, data, listen, http, shards, driver } = self;
+        let overrides = Overrides { data, listen, http, shards, driver };
+        Config::load(config.as_deref(), &overrides)
     }
 }
 

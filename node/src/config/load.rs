@@ -8,7 +8,7 @@ use chatring_wire::limits::{BODY_BYTES_MAX, FRAME_BYTES_MIN, MESSAGE_BYTES_MAX, 
 use thiserror::Error;
 
 use super::Config;
-use crate::rt::SHARDS_MAX;
+use crate::rt::{Driver, SHARDS_MAX};
 
 /// Largest configuration file that is read.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
@@ -35,6 +35,8 @@ pub struct Overrides {
     pub http: Option<SocketAddr>,
     /// `--shards`.
     pub shards: Option<u16>,
+    /// `--driver`.
+    pub driver: Option<Driver>,
 }
 
 /// What is wrong with a configuration, in one line.
@@ -93,6 +95,7 @@ impl Config {
         replace(&mut server.listen, overrides.listen.as_ref());
         replace(&mut server.http, overrides.http.as_ref());
         replace(&mut server.shards, overrides.shards.as_ref());
+        replace(&mut server.driver, overrides.driver.as_ref());
         config.check()?;
         Ok(config)
     }
@@ -280,9 +283,10 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("c.toml");
         std::fs::write(&path, "[server]\nshards = 2\nlisten = \"127.0.0.1:1\"\n").expect("a file");
-        let flags = Overrides { shards: Some(3), ..Overrides::default() };
+        let flags =
+            Overrides { shards: Some(3), driver: Some(Driver::Streams), ..Overrides::default() };
         let config = Config::load(Some(&path), &flags).expect("a good file");
-        assert_eq!(config.server.shards, 3);
+        assert_eq!((config.server.shards, config.server.driver), (3, Driver::Streams));
         assert_eq!(config.server.listen.port(), 1);
         assert_eq!(config.server.http, Config::default().server.http);
         let flags = Overrides { shards: Some(1_000), ..Overrides::default() };

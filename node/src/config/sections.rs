@@ -7,7 +7,7 @@ use chatring_core::limits::ShardLimits;
 use serde::{Deserialize, Serialize};
 
 use super::Period;
-use crate::gateway::GatewayLimits;
+use crate::gateway::{Driver, GatewayLimits};
 use crate::store::embedded::EmbeddedConfig;
 
 /// The whole configuration. `docs/operating.md` has a line for each key.
@@ -38,6 +38,8 @@ pub struct Server {
     pub http: SocketAddr,
     /// Shards, one thread each; 0 means one per core.
     pub shards: u16,
+    /// What moves the bytes of the clients' sockets.
+    pub driver: Driver,
 }
 
 impl Default for Server {
@@ -47,6 +49,7 @@ impl Default for Server {
             listen: SocketAddr::from(([127, 0, 0, 1], 7400)),
             http: SocketAddr::from(([127, 0, 0, 1], 7401)),
             shards: 0,
+            driver: Driver::Auto,
         }
     }
 }

@@ -26,14 +26,14 @@ use chatring_core::kv::{Completion, Kv};
 use chatring_core::limits::ShardLimits;
 use thiserror::Error;
 
-pub use crate::rt::StartError;
+pub use crate::rt::{Driver, StartError};
 pub use limits::{GatewayLimits, REFUSED_MAX};
 pub use metrics::{GatewayCounters, ShardMetrics};
 
 use crate::auth::TokenVerifier;
-use crate::rt::{RtConfig, Runtime, Seat};
+use crate::rt::{RingSizes, RtConfig, Runtime, Seat};
 use admission::Admission;
-use driver::{Driver, Message, Sink};
+use driver::{Driver as ShardDriver, Message, Sink};
 use metrics::Published;
 use shard::{GatewayShard, Shared};
 
@@ -56,6 +56,8 @@ pub struct GatewayConfig {
     pub listen: SocketAddr,
     /// How many shards, at least 1.
     pub shards: u16,
+    /// What moves the bytes of the sockets.
+    pub driver: Driver,
     /// Bounds of connections.
     pub limits: GatewayLimits,
     /// Bounds of the shards' machines.
@@ -98,15 +100,20 @@ pub fn start(
         drained: AtomicU16::new(0),
         published: (0..config.shards).map(|_| Mutex::new(Published::default())).collect(),
     });
-    let rt =
-        RtConfig { listen: config.listen, backlog: config.limits.backlog, shards: config.shards };
+    let rt = RtConfig {
+        listen: config.listen,
+        backlog: config.limits.backlog,
+        shards: config.shards,
+        driver: config.driver,
+        ring: RingSizes::default(),
+    };
     let for_shards = shared.clone();
     let runtime = Runtime::start(&rt, move |seat: Seat<Message>| {
         let shard = seat.shard;
         let sink = Sink::new(seat.posts[usize::from(shard.0)].clone());
         let kv = stores(shard, sink.store_sink());
         let machine = random.machine(shard, shards, shard_limits.clone(), kv.limits());
-        let driver = Driver::new(shard, machine, kv, sink, seat.posts);
+        let driver = ShardDriver::new(shard, machine, kv, sink, seat.posts);
         GatewayShard::new(driver, for_shards.clone())
     })?;
     Ok(Gateway { runtime, shared, shards: config.shards })
@@ -116,6 +123,11 @@ impl Gateway {
     /// Where it listens.
     pub fn local_addr(&self) -> SocketAddr {
         self.runtime.local_addr()
+    }
+
+    /// What moves the bytes of its sockets, and why that one if it was not the first choice.
+    pub fn driver(&self) -> &str {
+        self.runtime.driver()
     }
 
     /// Waits until every shard has read what it needs from the store and accepts.

@@ -45,6 +45,16 @@ impl TokenVerifier for Trusting {
     }
 }
 
+/// The environment's `CHATRING_TEST_DRIVER`, so that a second run can use the other one.
+fn driver_under_test() -> Driver {
+    match std::env::var("CHATRING_TEST_DRIVER").as_deref() {
+        Ok("ring") => Driver::Ring,
+        Ok("streams") => Driver::Streams,
+        Ok(other) => panic!("no driver: {other}"),
+        Err(_) => Driver::Auto,
+    }
+}
+
 struct Server {
     gateway: Gateway,
     store: Arc<EmbeddedStore>,
@@ -66,7 +76,8 @@ impl Server {
         let store = EmbeddedStore::open(dir.path(), EmbeddedConfig::default()).unwrap();
         let store = Arc::new(store);
         let listen = SocketAddr::from(([127, 0, 0, 1], 0));
-        let config = GatewayConfig { listen, shards: 2, limits, shard_limits };
+        let driver = driver_under_test();
+        let config = GatewayConfig { listen, shards: 2, driver, limits, shard_limits };
         let for_shards = store.clone();
         let stores = move |_: ShardId, sink: StoreSink| -> Box<dyn Kv> {
             wrap(Box::new(for_shards.handle(move |completions| sink(completions))))

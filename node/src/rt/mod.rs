@@ -1,8 +1,9 @@
 //! The runtime of the shards: one thread per shard, its connections, its inbox, its clock tick.
 //!
 //! This is the only module that names glommio and the only one that uses `unsafe`. What it offers
-//! is completion-shaped (bytes arrived on this connection; queue these; it is closed), so that a
-//! driver on a private ring can take the place of the streams without a change above.
+//! is completion-shaped (bytes arrived on this connection; queue these; it is closed), and two
+//! drivers offer it alike: [`ring`], on a private io_uring of each shard, and [`streams`], on
+//! glommio's streams, for kernels that cannot do the former.
 //!
 //! ```text
 //!  sockets ─▶ received ┐
@@ -17,11 +18,15 @@
 //! aborts the process, because its users are served by nobody else.
 
 mod clock;
+mod conn;
+mod driver;
 mod io;
 mod listener;
 mod probe;
+mod ring;
 mod shard;
 mod stats;
+mod streams;
 mod watchdog;
 
 use std::io::Error as IoError;
@@ -34,7 +39,10 @@ use chatring_core::effect::{Now, ShardId};
 use thiserror::Error;
 
 pub use clock::now;
-pub use io::{Closed, ConnId, Io, Released};
+pub use conn::{Closed, ConnId, Released};
+pub use driver::Driver;
+pub use io::Io;
+pub use ring::{Missing, RingSizes};
 pub use stats::{ShardStats, StatValues};
 
 /// Batches that wait in one shard's inbox.
@@ -133,6 +141,10 @@ pub struct RtConfig {
     pub backlog: i32,
     /// How many shards, at least 1.
     pub shards: u16,
+    /// What moves the bytes of the sockets.
+    pub driver: Driver,
+    /// How large the ring of each shard is, if that is what moves them.
+    pub ring: RingSizes,
 }
 
 /// Why the runtime cannot start. The operator's to put right.
@@ -166,6 +178,12 @@ pub enum StartError {
         /// What is needed.
         needed: u64,
     },
+    /// The ring driver was asked for.
+    #[error(
+        "the driver \"ring\" cannot be used: {0}; it needs Linux 6.1 or newer, \"auto\" or \
+             \"streams\" does without"
+    )]
+    Ring(Missing),
     /// A thread cannot be started.
     #[error("cannot start a thread: {0}")]
     Thread(IoError),
@@ -183,6 +201,7 @@ pub enum StartError {
 #[derive(Debug)]
 pub struct Runtime<M> {
     local_addr: SocketAddr,
+    driver: String,
     posts: Arc<[Post<M>]>,
     stats: Vec<Arc<ShardStats>>,
     stop: Arc<AtomicBool>,
@@ -201,6 +220,7 @@ impl<M: Send + 'static> Runtime<M> {
             return Err(StartError::Shards(config.shards));
         }
         probe::io_uring()?;
+        let (moves, driver) = driver::choose(config)?;
         let (listeners, local_addr) = listener::bind(config)?;
         let (posts, inboxes): (Vec<_>, Vec<_>) = (0..config.shards)
             .map(|_| flume::bounded(INBOX_BATCHES_MAX))
@@ -209,6 +229,7 @@ impl<M: Send + 'static> Runtime<M> {
         let stats = (0..config.shards).map(|_| Arc::default()).collect::<Vec<_>>();
         let mut runtime = Runtime {
             local_addr,
+            driver,
             posts: posts.into(),
             stats,
             stop: Arc::default(),
@@ -228,6 +249,7 @@ impl<M: Send + 'static> Runtime<M> {
                 listener,
                 inbox,
                 placement: placements[index].clone(),
+                moves,
                 stop: runtime.stop.clone(),
                 ready: ready_tx.clone(),
             };
@@ -248,6 +270,11 @@ impl<M: Send + 'static> Runtime<M> {
     /// Where it listens.
     pub fn local_addr(&self) -> SocketAddr {
         self.local_addr
+    }
+
+    /// What moves the bytes, and why that one if it was not the first choice.
+    pub fn driver(&self) -> &str {
+        &self.driver
     }
 
     /// The inboxes of all shards, by number.

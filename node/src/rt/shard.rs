@@ -1,7 +1,7 @@
 //! One shard's thread: an executor with its tasks.
 
 use std::cell::RefCell;
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -15,19 +15,21 @@ use std::time::Duration;
 use glommio::net::{TcpListener, TcpStream};
 use glommio::{LocalExecutorBuilder, Placement};
 
-use super::io::{Accepting, Closed, ConnId, Io, Ready};
+use super::conn::{Closed, ConnId};
+use super::driver::Moves;
+use super::io::{Accepting, Io, Net};
+use super::ring::{self, Bell, RingNet};
 use super::stats::{ShardStats, count};
-use super::{Flow, Handler, Seat, StartError, TICK_MS};
+use super::streams::{self, SCRATCH_BYTES, StreamNet};
+use super::{Handler, Seat, StartError, TICK_MS};
 
 /// Memory for direct file access, which shards do not use: glommio's least.
 const IO_MEMORY_BYTES: usize = 64 << 10;
 /// Entries of a ring.
 const RING_DEPTH: usize = 512;
-/// Bytes that one read takes at most.
-const SCRATCH_BYTES: usize = 64 << 10;
 /// Pause that lets the reactor look at the other sockets: glommio polls them only when a task
 /// sleeps for real, not when it yields.
-const BREATH: Duration = Duration::from_micros(20);
+pub(super) const BREATH: Duration = Duration::from_micros(20);
 /// Pause after an accept that failed: descriptors may be free again by then.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Accepts in a row before the others get their turn.
@@ -41,19 +43,21 @@ pub struct Start<M> {
     pub listener: StdListener,
     pub inbox: flume::Receiver<Vec<M>>,
     pub placement: Placement,
+    pub moves: Moves,
     pub stop: Arc<AtomicBool>,
     pub ready: flume::Sender<Result<(), StartError>>,
 }
 
-struct Core<H> {
-    handler: H,
-    io: Io,
-    scratch: Vec<u8>,
+pub(super) struct Core<H> {
+    pub handler: H,
+    pub io: Io,
+    /// Where the streams driver reads to.
+    pub scratch: Vec<u8>,
 }
 
-struct Shard<H> {
-    core: RefCell<Core<H>>,
-    stats: Arc<ShardStats>,
+pub(super) struct Shard<H> {
+    pub core: RefCell<Core<H>>,
+    pub stats: Arc<ShardStats>,
 }
 
 /// The body of a shard's thread.
@@ -88,22 +92,26 @@ impl Drop for AbortOnPanic {
 }
 
 async fn serve<H: Handler>(start: Start<H::Message>, make: impl FnOnce(Seat<H::Message>) -> H) {
-    let Start { seat, listener, inbox, stop, ready, .. } = start;
+    let Start { seat, listener, inbox, stop, ready, moves, .. } = start;
     let stats = seat.stats.clone();
-    let handler = make(seat);
-    let shard = Rc::new_cyclic(|weak: &Weak<Shard<H>>| {
-        let weak = weak.clone();
-        let spawn = Box::new(move |id| {
-            if let Some(shard) = weak.upgrade() {
-                spawn(&shard, connection(shard.clone(), id), Some(id));
+    let shard = seat.shard.0;
+    let ring = match moves {
+        Moves::Streams => None,
+        Moves::Ring(sizes) => match ring::open(sizes, stats.clone()) {
+            Ok(ring) => Some(ring),
+            Err(error) => {
+                let reason = format!("its ring cannot be made: {error}");
+                let _ = ready.send(Err(StartError::Shard { shard, reason }));
+                return;
             }
-        });
-        let io = Io::new(spawn, stats.clone());
-        let core = RefCell::new(Core { handler, io, scratch: vec![0; SCRATCH_BYTES] });
-        Shard { core, stats: stats.clone() }
-    });
+        },
+    };
+    let handler = make(seat);
+    let shard = match ring {
+        None => on_streams(handler, stats.clone()),
+        Some((net, bell)) => on_ring(handler, stats.clone(), net, bell),
+    };
     let stopper = listener.try_clone().map(socket2::Socket::from);
-    spawn(&shard, flusher(shard.clone()), None);
     spawn(&shard, bridge(shard.clone(), inbox), None);
     spawn(&shard, acceptor(shard.clone(), listener), None);
     let _ = ready.send(Ok(()));
@@ -125,6 +133,36 @@ async fn serve<H: Handler>(start: Start<H::Message>, make: impl FnOnce(Seat<H::M
         glommio::timer::sleep(Duration::from_millis(TICK_MS)).await;
     }
     shard.core.borrow_mut().io.clear();
+}
+
+fn on_streams<H: Handler>(handler: H, stats: Arc<ShardStats>) -> Rc<Shard<H>> {
+    let shard = Rc::new_cyclic(|weak: &Weak<Shard<H>>| {
+        let weak = weak.clone();
+        let spawn = Box::new(move |id| {
+            if let Some(shard) = weak.upgrade() {
+                spawn(&shard, streams::connection(shard.clone(), id), Some(id));
+            }
+        });
+        let io = Io::new(Net::Streams(StreamNet { spawn }), stats.clone());
+        let core = RefCell::new(Core { handler, io, scratch: vec![0; SCRATCH_BYTES] });
+        Shard { core, stats }
+    });
+    spawn(&shard, streams::flusher(shard.clone()), None);
+    shard
+}
+
+fn on_ring<H: Handler>(
+    handler: H,
+    stats: Arc<ShardStats>,
+    net: RingNet,
+    bell: Bell,
+) -> Rc<Shard<H>> {
+    let io = Io::new(Net::Ring(Box::new(net)), stats.clone());
+    let core = RefCell::new(Core { handler, io, scratch: Vec::new() });
+    let shard = Rc::new(Shard { core, stats });
+    spawn(&shard, ring::turns(shard.clone()), None);
+    spawn(&shard, ring::ring_bell(shard.clone(), bell), None);
+    shard
 }
 
 /// The only way to start a task. A panic in a connection's task is counted and ends that connection
@@ -162,7 +200,7 @@ impl<F: Future<Output = ()>> Future for Caught<F> {
 impl<H: Handler> Shard<H> {
     /// Calls the handler; a panic closes `conn` and goes no further. Without a `conn` it ends the
     /// process: the rest of what was to be handled (a batch, a turn) would be lost without a word.
-    fn call(&self, conn: Option<ConnId>, call: impl FnOnce(&mut H, &mut Io, &[u8])) {
+    pub(super) fn call(&self, conn: Option<ConnId>, call: impl FnOnce(&mut H, &mut Io, &[u8])) {
         let result = catch_unwind(AssertUnwindSafe(|| {
             let core = &mut *self.core.borrow_mut();
             core.io.refresh();
@@ -174,7 +212,23 @@ impl<H: Handler> Shard<H> {
         }
     }
 
-    fn panicked(&self, conn: Option<ConnId>) {
+    /// The same at the time that `io` already shows.
+    pub(super) fn call_now(&self, conn: Option<ConnId>, call: impl FnOnce(&mut H, &mut Io)) {
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            let Core { handler, io, .. } = &mut *self.core.borrow_mut();
+            call(handler, io);
+        }));
+        if result.is_err() {
+            self.panicked(conn);
+        }
+    }
+
+    /// Uses the connections while the handler does not.
+    pub(super) fn io<T>(&self, act: impl FnOnce(&mut Io) -> T) -> T {
+        act(&mut self.core.borrow_mut().io)
+    }
+
+    pub(super) fn panicked(&self, conn: Option<ConnId>) {
         count(&self.stats.panics, 1);
         tracing::error!(?conn, "a panic was caught");
         let Some(conn) = conn else { give_up("a panic outside of a connection: aborting") };
@@ -193,73 +247,6 @@ impl<H: Handler> Shard<H> {
 fn give_up(why: &str) -> ! {
     tracing::error!("{why}");
     std::process::abort();
-}
-
-/// The life of a connection on this shard.
-async fn connection<H: Handler>(shard: Rc<Shard<H>>, id: ConnId) {
-    // glommio runs a new task at once, inside of the call that made it and that borrows the shard.
-    let mut first = true;
-    poll_fn(|cx| match std::mem::take(&mut first) {
-        true => {
-            cx.waker().wake_by_ref();
-            Poll::Pending
-        }
-        false => Poll::Ready(()),
-    })
-    .await;
-    loop {
-        let ready = poll_fn(|cx| {
-            let Core { io, scratch, .. } = &mut *shard.core.borrow_mut();
-            io.poll_conn(cx, id, scratch)
-        })
-        .await;
-        let mut flow = Flow::Wait;
-        match ready {
-            Ready::Gone => return,
-            Ready::Dropped => {}
-            Ready::Closed(why) => {
-                return shard.call(None, |handler, io, _| handler.closed(io, id, why));
-            }
-            Ready::Drained => shard.call(Some(id), |handler, io, _| handler.drained(io, id)),
-            Ready::Rest => {
-                shard.call(Some(id), |handler, io, _| flow = handler.received(io, id, &[]));
-            }
-            Ready::Bytes(read) => shard.call(Some(id), |handler, io, scratch| {
-                flow = handler.received(io, id, &scratch[..read]);
-            }),
-        }
-        if flow == Flow::Again {
-            shard.core.borrow_mut().io.rest_is_left(id);
-        }
-        if flow == Flow::Again || matches!(ready, Ready::Dropped | Ready::Bytes(SCRATCH_BYTES)) {
-            glommio::timer::sleep(BREATH).await;
-        }
-    }
-}
-
-/// Ends each turn. It is woken by the first thing that happens in a turn, and so runs after the
-/// tasks that were ready with it.
-async fn flusher<H: Handler>(shard: Rc<Shard<H>>) {
-    loop {
-        poll_fn(|cx| shard.core.borrow_mut().io.poll_turn(cx)).await;
-        count(&shard.stats.turns, 1);
-        let result = catch_unwind(AssertUnwindSafe(|| {
-            let Core { handler, io, .. } = &mut *shard.core.borrow_mut();
-            io.refresh();
-            handler.turn_end(io);
-        }));
-        if result.is_err() {
-            shard.panicked(None);
-        }
-        let again = {
-            let io = &mut shard.core.borrow_mut().io;
-            io.flush();
-            io.turn_over()
-        };
-        if again {
-            glommio::timer::sleep(BREATH).await;
-        }
-    }
 }
 
 /// Takes in what other threads post.

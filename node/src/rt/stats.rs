@@ -43,6 +43,13 @@ stats! {
     bytes_out: "bytes written to sockets";
     reads: "reads that gave bytes";
     writes: "writes that took bytes";
+    ring_enters: "entries of the ring driver into the kernel";
+    ring_completions: "operations, or steps of them, that the kernel told the ring driver of";
+    ring_no_buffers: "receives that stopped because every buffer was full";
+    ring_stops: "receives stopped because the connection's handler took no bytes";
+    ring_cancels: "operations that the ring driver cancelled";
+    ring_overflows: "times the completion queue had no room";
+    ring_retries: "entries into the kernel that it could not serve at once";
     panics: "panics caught";
     pulses: "times the watchdog woke the shard";
 }

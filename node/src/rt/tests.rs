@@ -1,4 +1,4 @@
-//! Behaviours of the runtime over real sockets, with a handler that echoes.
+//! Behaviours of the runtime over real sockets, with a handler that echoes; each on both drivers.
 
 #![allow(clippy::unwrap_used)]
 
@@ -10,6 +10,8 @@ use chatring_core::effect::Now;
 
 use super::*;
 use crate::own_process::{assert_aborted, in_own_process};
+
+mod chaos;
 
 const SHARDS: u16 = 2;
 /// Unsent bytes above which the echo stops reading.
@@ -33,13 +35,14 @@ struct Echo {
 }
 
 impl Echo {
-    fn start() -> Runtime<Moved> {
-        Echo::start_accepting_at(Instant::now())
+    fn start(driver: Driver) -> Runtime<Moved> {
+        Echo::start_accepting_at(driver, Instant::now())
     }
 
-    fn start_accepting_at(accept_at: Instant) -> Runtime<Moved> {
+    fn start_accepting_at(driver: Driver, accept_at: Instant) -> Runtime<Moved> {
         let listen = SocketAddr::from(([127, 0, 0, 1], 0));
-        let config = RtConfig { listen, backlog: 1024, shards: SHARDS };
+        let ring = RingSizes::default();
+        let config = RtConfig { listen, backlog: 1024, shards: SHARDS, driver, ring };
         let make = move |seat: Seat<Moved>| Echo {
             shard: seat.shard,
             posts: seat.posts,
@@ -133,15 +136,45 @@ fn ask(stream: &mut TcpStream, say: &[u8], answer: &mut [u8]) {
     stream.read_exact(answer).unwrap();
 }
 
-fn total(runtime: &Runtime<Moved>) -> StatValues {
+fn total<M: Send + 'static>(runtime: &Runtime<M>) -> StatValues {
     let mut sum = StatValues::default();
     runtime.stats().iter().for_each(|s| sum.add(&s.values()));
     sum
 }
 
-#[test]
-fn both_shards_accept_and_answer() {
-    let runtime = Echo::start();
+/// Tests that take the driver as an argument.
+macro_rules! on_both_drivers {
+    ($($test:ident)*) => {
+        mod on_the_ring {
+            $(#[test] fn $test() { super::$test(super::Driver::Ring); })*
+        }
+        mod on_streams {
+            $(#[test] fn $test() { super::$test(super::Driver::Streams); })*
+        }
+    };
+}
+
+on_both_drivers! {
+    both_shards_accept_and_answer
+    a_connection_moves_between_shards_with_its_unread_and_unsent_bytes
+    a_panic_closes_its_connection_and_harms_nobody_else
+    peers_that_reset_before_they_are_accepted_hold_nobody_up
+    without_descriptors_accepting_pauses_and_goes_on_later
+    a_panic_outside_of_a_connection_ends_the_process
+    a_shard_that_stands_still_ends_the_process
+    a_slow_reader_stops_being_read
+    what_was_queued_before_the_end_arrives_though_the_peer_sent_more
+    ping_pong_under_cpu_load_never_hangs
+}
+
+/// The name of a test on both drivers.
+fn path(driver: Driver, test: &str) -> String {
+    let module = if driver == Driver::Ring { "on_the_ring" } else { "on_streams" };
+    format!("rt::tests::{module}::{test}")
+}
+
+fn both_shards_accept_and_answer(driver: Driver) {
+    let runtime = Echo::start(driver);
     let mut seen = [0; 2];
     for _ in 0..64 {
         let mut answer = [0];
@@ -152,9 +185,8 @@ fn both_shards_accept_and_answer() {
     assert_eq!(total(&runtime).accepted, 64);
 }
 
-#[test]
-fn a_connection_moves_between_shards_with_its_unread_and_unsent_bytes() {
-    let runtime = Echo::start();
+fn a_connection_moves_between_shards_with_its_unread_and_unsent_bytes(driver: Driver) {
+    let runtime = Echo::start(driver);
     let mut stream = connect(&runtime);
     let mut before = [0];
     ask(&mut stream, b"?", &mut before);
@@ -168,9 +200,8 @@ fn a_connection_moves_between_shards_with_its_unread_and_unsent_bytes() {
     assert_eq!(total(&runtime).adopted, 400);
 }
 
-#[test]
-fn a_panic_closes_its_connection_and_harms_nobody_else() {
-    let runtime = Echo::start();
+fn a_panic_closes_its_connection_and_harms_nobody_else(driver: Driver) {
+    let runtime = Echo::start(driver);
     let mut others = (0..8).map(|_| connect(&runtime)).collect::<Vec<_>>();
     for _ in 0..4 {
         let mut bad = connect(&runtime);
@@ -184,11 +215,10 @@ fn a_panic_closes_its_connection_and_harms_nobody_else() {
     assert_eq!(total(&runtime).panics, 4);
 }
 
-#[test]
-fn peers_that_reset_before_they_are_accepted_hold_nobody_up() {
+fn peers_that_reset_before_they_are_accepted_hold_nobody_up(driver: Driver) {
     const RESETS: u64 = 200;
     let accept_at = Instant::now() + Duration::from_millis(500);
-    let runtime = Echo::start_accepting_at(accept_at);
+    let runtime = Echo::start_accepting_at(driver, accept_at);
     for _ in 0..RESETS {
         let stream = connect(&runtime);
         socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
@@ -199,17 +229,16 @@ fn peers_that_reset_before_they_are_accepted_hold_nobody_up() {
     assert!(total(&runtime).accept_errors > RESETS / 4, "resets were met: {:?}", total(&runtime));
 }
 
-#[test]
-fn without_descriptors_accepting_pauses_and_goes_on_later() {
-    let test = "rt::tests::without_descriptors_accepting_pauses_and_goes_on_later";
-    if let Some(output) = in_own_process(test) {
+fn without_descriptors_accepting_pauses_and_goes_on_later(driver: Driver) {
+    let test = path(driver, "without_descriptors_accepting_pauses_and_goes_on_later");
+    if let Some(output) = in_own_process(&test) {
         return assert!(output.status.success(), "{output:?}");
     }
     use rustix::process::{Resource, getrlimit, setrlimit};
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = Some(128);
     setrlimit(Resource::Nofile, limit).unwrap();
-    let runtime = Echo::start();
+    let runtime = Echo::start(driver);
     let mut fill = Vec::new();
     while let Ok(file) = std::fs::File::open("/dev/null") {
         fill.push(file);
@@ -219,31 +248,33 @@ fn without_descriptors_accepting_pauses_and_goes_on_later() {
     std::thread::sleep(Duration::from_millis(500));
     let errors = total(&runtime).accept_errors;
     let most = 15 * u64::from(SHARDS);
-    assert!((1..=most).contains(&errors), "{errors} failed accepts in 500 ms");
+    assert!(
+        (1..=most).contains(&errors),
+        "{errors} failed accepts in 500 ms {:?}",
+        total(&runtime)
+    );
     drop(fill);
     ask(&mut waiting, b"x", &mut [0]);
 }
 
-#[test]
-fn a_panic_outside_of_a_connection_ends_the_process() {
-    let test = "rt::tests::a_panic_outside_of_a_connection_ends_the_process";
-    if let Some(output) = in_own_process(test) {
+fn a_panic_outside_of_a_connection_ends_the_process(driver: Driver) {
+    let test = path(driver, "a_panic_outside_of_a_connection_ends_the_process");
+    if let Some(output) = in_own_process(&test) {
         return assert_aborted(&output);
     }
-    let runtime = Echo::start();
+    let runtime = Echo::start(driver);
     runtime.posts()[0].post(vec![Moved::Panic]);
     std::thread::sleep(Duration::from_secs(10));
 }
 
-#[test]
-fn a_shard_that_stands_still_ends_the_process() {
-    let test = "rt::tests::a_shard_that_stands_still_ends_the_process";
+fn a_shard_that_stands_still_ends_the_process(driver: Driver) {
+    let test = path(driver, "a_shard_that_stands_still_ends_the_process");
     let start = Instant::now();
-    if let Some(output) = in_own_process(test) {
+    if let Some(output) = in_own_process(&test) {
         assert_aborted(&output);
         return assert!(start.elapsed() >= Duration::from_secs(5), "{:?}", start.elapsed());
     }
-    let runtime = Echo::start();
+    let runtime = Echo::start(driver);
     runtime.posts()[1].post(vec![Moved::Stall]);
     std::thread::sleep(Duration::from_secs(30));
 }
@@ -271,9 +302,8 @@ fn the_watchdog_wakes_a_shard_that_does_not_tick() {
     assert!(pulses[1] >= PULSES && pulses[0] < PULSES, "{pulses:?}");
 }
 
-#[test]
-fn a_slow_reader_stops_being_read() {
-    let runtime = Echo::start();
+fn a_slow_reader_stops_being_read(driver: Driver) {
+    let runtime = Echo::start(driver);
     let mut slow = connect(&runtime);
     slow.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
     let block = vec![b'x'; 64 * 1024];
@@ -292,9 +322,8 @@ fn a_slow_reader_stops_being_read() {
     }
 }
 
-#[test]
-fn what_was_queued_before_the_end_arrives_though_the_peer_sent_more() {
-    let runtime = Echo::start();
+fn what_was_queued_before_the_end_arrives_though_the_peer_sent_more(driver: Driver) {
+    let runtime = Echo::start(driver);
     for _ in 0..20 {
         let mut stream = connect(&runtime);
         let mut say = b"bye.".to_vec();
@@ -306,9 +335,8 @@ fn what_was_queued_before_the_end_arrives_though_the_peer_sent_more() {
     }
 }
 
-#[test]
-fn ping_pong_under_cpu_load_never_hangs() {
-    let runtime = Echo::start();
+fn ping_pong_under_cpu_load_never_hangs(driver: Driver) {
+    let runtime = Echo::start(driver);
     let stop = Arc::new(AtomicBool::new(false));
     let burn = (0..2).map(|_| {
         let stop = stop.clone();

@@ -25,6 +25,10 @@ impl Clients for Fake {
         3
     }
 
+    fn driver(&self) -> &str {
+        "none"
+    }
+
     fn connections_max(&self) -> usize {
         9
     }
