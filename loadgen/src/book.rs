@@ -10,7 +10,7 @@ use std::ops::AddAssign;
 
 use bytes::Bytes;
 use chatring_wire::id::{Cid, Seq};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::limits::FINDINGS_PRINTED_MAX;
 use crate::stamp::{Parsed, RunTag, Stamp};
@@ -31,7 +31,7 @@ pub struct Book {
 }
 
 /// What a run comes to. All but the first four and `foreign` are zero if all is well.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
     /// Messages given to the client.
     pub sent: u64,
@@ -62,8 +62,12 @@ pub struct Counts {
 impl Counts {
     /// Whether every message was stored and delivered exactly once, in order and unchanged.
     pub fn is_clean(&self) -> bool {
-        let faults = self.lost + self.duplicated + self.reordered + self.corrupt;
-        faults + self.conflicting + self.gaps + self.unacked + self.refused == 0
+        self.faults() + self.lost + self.gaps + self.unacked + self.refused == 0
+    }
+
+    /// Faults that are found while the run goes on.
+    pub fn faults(&self) -> u64 {
+        self.duplicated + self.reordered + self.corrupt + self.conflicting
     }
 }
 

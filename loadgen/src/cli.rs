@@ -1,19 +1,23 @@
 //! The command line.
 
+use std::io::IsTerminal as _;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use chatring_wire::limits::BODY_BYTES_MAX;
 use clap::{ArgGroup, Args, Parser, Subcommand};
 
-use crate::limits::{DURATION_S_MAX, RATE_PER_S_MAX, THREADS_MAX, USERS_MAX, WINDOW_MAX};
+use crate::limits::{
+    BURN_US_MAX, DURATION_S_MAX, LOAD_STEPS_MAX, RATE_PER_S_MAX, THREADS_MAX, USERS_MAX, WINDOW_MAX,
+};
 use crate::scenario::peers;
 use crate::stamp::Stamp;
 
 /// Load on a Chatring node, measured honestly, with books of its own.
 ///
 /// Exits 0 if all is well, 1 if the node failed (loss, duplicate, disorder, something missing),
-/// 2 if it cannot start.
+/// 2 if it cannot start, 3 with --strict if the generator itself was the bottleneck.
 #[derive(Debug, Parser)]
 #[command(name = "chatring-loadgen", version)]
 pub struct Cli {
@@ -37,7 +41,7 @@ pub enum Command {
 
 /// The options of `direct`.
 #[derive(Clone, Debug, Args)]
-#[command(group = ArgGroup::new("load").required(true).args(["rate", "window"]))]
+#[command(group = ArgGroup::new("load").required(true).args(["rate", "ramp", "steps", "window"]))]
 pub struct Direct {
     /// Ready file of the node; read again when a connection breaks
     #[arg(long, value_name = "READY.json")]
@@ -49,6 +53,12 @@ pub struct Direct {
     #[arg(long, value_name = "PER_S",
           value_parser = clap::value_parser!(u32).range(1..=i64::from(RATE_PER_S_MAX)))]
     pub rate: Option<u32>,
+    /// A rate that rises or falls evenly in the measured time (open loop)
+    #[arg(long, value_name = "FROM..TO")]
+    pub ramp: Option<Ramp>,
+    /// Rates that share the measured time, one after the other (open loop)
+    #[arg(long, value_name = "PER_S,…")]
+    pub steps: Option<Steps>,
     /// Messages in flight per user (closed loop)
     #[arg(long, value_name = "W",
           value_parser = clap::value_parser!(u32).range(1..=i64::from(WINDOW_MAX)))]
@@ -72,12 +82,60 @@ pub struct Direct {
     #[arg(long, value_name = "N", default_value_t = 1,
           value_parser = clap::value_parser!(u32).range(1..=i64::from(THREADS_MAX)))]
     pub threads: u32,
-    /// Writes the result here
-    #[arg(long, value_name = "FILE")]
-    pub json: Option<PathBuf>,
     /// Writes a line per acked message here, as the ack arrives
     #[arg(long, value_name = "FILE")]
     pub ledger: Option<PathBuf>,
+    /// Burns so much CPU time per message, to see what a slow generator looks like
+    #[arg(long, value_name = "MICROS", default_value_t = 0, hide_default_value = true,
+          value_parser = clap::value_parser!(u32).range(..=i64::from(BURN_US_MAX)))]
+    pub burn_us: u32,
+    /// Where the result goes.
+    #[command(flatten)]
+    pub output: Output,
+}
+
+/// Where the result of `direct` goes.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Output {
+    /// Writes the result here, with settings, machine, versions and a row per second
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Writes all latencies here, a line per second, in HdrHistogram's interval log format
+    #[arg(long, value_name = "FILE")]
+    pub hdr_log: Option<PathBuf>,
+    /// Prints a line per second on stderr, as it does if that is a terminal
+    #[arg(long)]
+    pub progress: bool,
+    /// Exits with 3 if the generator itself was the bottleneck
+    #[arg(long)]
+    pub strict: bool,
+}
+
+impl Output {
+    /// Whether somebody wants to see how it goes.
+    pub fn shows_progress(&self) -> bool {
+        self.progress || std::io::stderr().is_terminal()
+    }
+}
+
+/// A rate that changes evenly.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ramp {
+    /// Messages a second at its start.
+    pub from_per_s: u32,
+    /// Messages a second at its end.
+    pub to_per_s: u32,
+}
+
+impl FromStr for Ramp {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Ramp, String> {
+        let rates = text.split_once("..").and_then(|(from, to)| rate(from).zip(rate(to)));
+        let (from_per_s, to_per_s) = rates
+            .ok_or_else(|| format!("two rates from 1 to {RATE_PER_S_MAX}, such as 1000..20000"))?;
+        Ok(Ramp { from_per_s, to_per_s })
+    }
 }
 
 /// The options of `verify`.
@@ -108,6 +166,26 @@ pub struct Idle {
     #[arg(long, value_name = "N", default_value_t = 1,
           value_parser = clap::value_parser!(u32).range(1..=i64::from(THREADS_MAX)))]
     pub threads: u32,
+}
+
+/// Rates, one after the other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Steps(pub Vec<u32>);
+
+impl FromStr for Steps {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Steps, String> {
+        let rates: Option<Vec<_>> = text.split(',').map(rate).collect();
+        let rates = rates.filter(|rates| rates.len() <= LOAD_STEPS_MAX);
+        rates.map(Steps).ok_or_else(|| {
+            format!("up to {LOAD_STEPS_MAX} rates from 1 to {RATE_PER_S_MAX}, such as 1000,2000")
+        })
+    }
+}
+
+fn rate(text: &str) -> Option<u32> {
+    text.trim().parse().ok().filter(|rate| (1..=RATE_PER_S_MAX).contains(rate))
 }
 
 fn even_users(text: &str) -> Result<u32, String> {
@@ -165,6 +243,8 @@ mod tests {
             "direct --node r --users 500 --rate 5000 --duration 10s",
             "direct --node r --users 2 --window 1 --duration 500ms --warmup 0s --body 16 --seed 9",
             "direct --node r --users 4 --rate 1 --duration 2m --json j --ledger l --threads 2",
+            "direct --node r --users 2 --ramp 100..2000 --duration 10s --strict --progress",
+            "direct --node r --users 2 --steps 10,20,30 --duration 3s --hdr-log h --burn-us 9",
             "verify --node r --ledger a",
             "verify --node r --ledger a b --ledger c",
             "idle --node r --users 1001 --hold 30s",
@@ -186,6 +266,10 @@ mod tests {
             direct.to_owned(),
             format!("{direct} --rate 1 --window 1"),
             format!("{direct} --rate 0"),
+            format!("{direct} --rate 1 --ramp 1..2"),
+            format!("{direct} --ramp 1..0"),
+            format!("{direct} --ramp 5"),
+            format!("{direct} --steps 1,0"),
             format!("{direct} --window 257"),
             format!("{direct} --rate 1 --body 15"),
             format!("{direct} --rate 1 --body 65537"),

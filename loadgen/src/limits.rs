@@ -30,3 +30,23 @@ pub const LEDGER_LINES_MAX: usize = 20_000_000;
 pub const READERS_AT_ONCE_MAX: usize = 64;
 /// Most differences that are printed one by one.
 pub const FINDINGS_PRINTED_MAX: usize = 20;
+/// A send that the generator makes later than this is late. Sends that wait for the node are not
+/// meant: they count in its latencies.
+pub const LATE_SEND: Duration = Duration::from_millis(1);
+/// The share of late sends above which the generator was the bottleneck: from there on they are in
+/// the 99th percentile.
+pub const LATE_SENDS_SHARE_MAX: f64 = 0.01;
+/// The share of its core above which the generator measures itself.
+pub const CPU_PERCENT_HONEST_MAX: f64 = 80.0;
+/// Intervals that may wait for a thread that has not spoken of them yet.
+pub const PENDING_INTERVALS_MAX: usize = 64;
+/// Parts of all threads on their way to be collected.
+pub const PARTS_QUEUED_MAX: usize = 64;
+/// Most rows of a report's series: the longest run and its warm-up.
+pub const SERIES_ROWS_MAX: usize = 180_000;
+/// Most steps of a load.
+pub const LOAD_STEPS_MAX: usize = 64;
+/// Parts of a ramp that are reported by themselves.
+pub const RAMP_SECTIONS: u32 = 10;
+/// Most CPU time that may be burnt for each message, in microseconds.
+pub const BURN_US_MAX: u32 = 1_000_000;

@@ -18,6 +18,14 @@ pub fn thread_cpu_time() -> Duration {
     Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec as u32)
 }
 
+/// Time that the calling thread has waited for a core although it could have run; nothing if the
+/// kernel does not count it.
+pub fn thread_wait_time() -> Duration {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    let waited_ns = text.split(' ').nth(1).and_then(|number| number.parse().ok());
+    Duration::from_nanos(waited_ns.unwrap_or_default())
+}
+
 /// Raises the limit of open files to the hard limit; gives what it is now (`None`: no limit).
 pub fn raise_open_files() -> Option<u64> {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);

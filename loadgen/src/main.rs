@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use chatring_loadgen::cli::{Cli, Command, Direct};
@@ -13,6 +14,8 @@ use clap::Parser as _;
 const EXIT_FAILED: u8 = 1;
 /// It could not start.
 const EXIT_UNUSABLE: u8 = 2;
+/// The generator was the bottleneck, and `--strict` was asked for.
+const EXIT_BOTTLENECK: u8 = 3;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -34,7 +37,11 @@ fn main() -> ExitCode {
         Ok(false) => ExitCode::from(EXIT_FAILED),
         Err(error) => {
             eprintln!("chatring-loadgen: {error}");
-            ExitCode::from(if error.is_of_node() { EXIT_FAILED } else { EXIT_UNUSABLE })
+            ExitCode::from(match error {
+                RunError::Bottleneck => EXIT_BOTTLENECK,
+                error if error.is_of_node() => EXIT_FAILED,
+                _ => EXIT_UNUSABLE,
+            })
         }
     }
 }
@@ -45,12 +52,20 @@ fn run_direct(options: &Direct) -> Result<bool, RunError> {
         eprintln!("{note}");
     }
     print!("{report}");
-    if let Some(path) = &options.json {
-        report
-            .write_json(path)
-            .map_err(|error| RunError::Io { what: path.display().to_string(), error })?;
+    if let Some(path) = &options.output.json {
+        report.write_json(path).map_err(not_written(path))?;
     }
-    Ok(report.is_good())
+    match report.is_good() {
+        true if options.output.strict && report.is_generator_bottleneck() => {
+            Err(RunError::Bottleneck)
+        }
+        is_good => Ok(is_good),
+    }
+}
+
+fn not_written(path: &Path) -> impl FnOnce(std::io::Error) -> RunError {
+    let what = path.display().to_string();
+    move |error| RunError::Io { what, error }
 }
 
 fn run_peers(options: &peers::Options) -> Result<bool, RunError> {

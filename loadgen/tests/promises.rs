@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod faulty_node;
+mod reports;
 
 use chatring_loadgen::cli::{Cli, Command};
 use chatring_loadgen::report::Report;

@@ -36,6 +36,9 @@ pub enum RunError {
     /// The node does not do its part.
     #[error("{0}")]
     Node(String),
+    /// The generator itself was the bottleneck, which is not to happen with `--strict`.
+    #[error("the generator itself was the bottleneck (--strict)")]
+    Bottleneck,
     /// The user stopped it before it had anything to tell.
     #[error("stopped")]
     Stopped,

@@ -1,11 +1,11 @@
-//! A small node in memory that breaks a promise on purpose, once.
+//! A small node in memory that breaks a promise on purpose, once, or is slow in a known way.
 
 use std::collections::HashMap;
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -44,6 +44,10 @@ pub enum Fault {
     Forget,
     /// All connections break, and the node comes back at another port.
     Restart,
+    /// The node does nothing for so long.
+    Stall(Duration),
+    /// The node takes so long for each message, one after the other: it holds a known rate.
+    Paced(Duration),
 }
 
 /// The node; it ends with the process.
@@ -57,6 +61,8 @@ struct World {
     ready: PathBuf,
     key: PathBuf,
     messages: u64,
+    /// When the node is through with what it was given.
+    free_at: Instant,
     held: Option<(Uid, Send)>,
     users: HashMap<String, Uid>,
     live: HashMap<Uid, Live>,
@@ -87,6 +93,7 @@ impl FaultyNode {
             ready,
             key,
             messages: 0,
+            free_at: Instant::now(),
             held: None,
             users: HashMap::new(),
             live: HashMap::new(),
@@ -266,11 +273,19 @@ impl World {
             return self.tell(me, frame);
         }
         self.messages += 1;
+        if let Fault::Paced(pause) = self.fault {
+            self.free_at = self.free_at.max(Instant::now()) + pause;
+            std::thread::sleep(self.free_at.saturating_duration_since(Instant::now()));
+        }
         match self.fault {
             fault if self.messages != FAULT_AT || fault == Fault::None => self.append(me, &send),
             Fault::AckWithoutStore => {
                 let seq = Seq(self.channels[&send.cid].rows.len() as u64 + 1);
                 self.tell(me, sent(&send, seq));
+            }
+            Fault::Stall(length) => {
+                std::thread::sleep(length);
+                self.append(me, &send);
             }
             Fault::StoreTwice => {
                 self.append(me, &send);

@@ -6,27 +6,36 @@
 //!                                                                                   is outstanding
 //! ```
 
+mod load;
+mod meter;
 mod talk;
 
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::time::{Duration, Instant, SystemTime};
 
 use chatring_client::token::TokenKey;
 use chatring_client::{Config, Session, Start};
+use chatring_wire::frame::Durability;
 use tokio::task::JoinHandle;
 
+use self::meter::Meter;
 use self::talk::{OUTBOX_ENTRIES_MAX, Phase, State, Talk, User};
 use super::{RunError, SOCKETS, Stall};
 use crate::book::{Book, Counts};
 use crate::cli;
-use crate::latency::Latencies;
 use crate::ledger::LedgerWriter;
-use crate::limits::START_STALLED;
-use crate::machine::{FineTimer, thread_cpu_time};
+use crate::limits::{PARTS_QUEUED_MAX, START_STALLED};
+use crate::machine::{FineTimer, thread_cpu_time, thread_wait_time};
 use crate::plan::{OpenLoop, Rate};
 use crate::pool::{Pool, Wakers, fresh_random, new_session};
 use crate::ready::Ready;
-use crate::report::{Report, Setup};
+use crate::report::collect::{Collected, Collector, Said};
+use crate::report::environment::{Machine, Versions};
+use crate::report::hdr_log::HdrLog;
+use crate::report::interval::{Grid, Timed};
+use crate::report::section::Sections;
+use crate::report::{Backlog, Curves, Generator, Report, Setup};
 use crate::stamp::RunTag;
 use crate::tally::Tally;
 use crate::threads::{self, Line, Order};
@@ -51,22 +60,42 @@ pub fn run(options: &cli::Direct) -> Result<(Report, Vec<String>), RunError> {
     if let Some(path) = &options.ledger {
         LedgerWriter::create(path).map_err(RunError::io(path.display().to_string()))?;
     }
+    let log = match &options.output.hdr_log {
+        Some(path) => {
+            let log = HdrLog::create(path);
+            Some(log.map_err(RunError::io(path.display().to_string()))?)
+        }
+        None => None,
+    };
     let threads = options.threads.min(options.users / 2);
     let mut random = fresh_random(u64::from(options.users));
+    let (out, parts) = sync_channel(PARTS_QUEUED_MAX);
+    let ready = Ready::read(&options.node)?;
     let common = Common {
         options,
         threads,
-        key: Ready::read(&options.node)?.token_key()?,
+        key: ready.token_key()?,
         run: RunTag::new(random.draw()),
         origin: Instant::now(),
+        grid: Grid::new(options.warmup, options.duration),
     };
-    let parts = threads::run(threads, |number, line| common.thread(number, line));
-    let parts = parts.map_err(RunError::io("threads and signals"))?;
+    let collector = Collector::new(common.grid, threads)
+        .with_log(log)
+        .with_progress(options.output.shows_progress());
+    let (results, collected) = std::thread::scope(|scope| {
+        let collector = scope.spawn(|| collector.run(parts));
+        let work = |number, line| common.thread(number, line, out.clone());
+        let results = threads::run(threads, work);
+        // It ends when nobody can say anything any more.
+        drop(out);
+        (results, collector.join().expect("collecting does not panic"))
+    });
     let mut total = Part::default();
-    for part in parts {
+    for part in results.map_err(RunError::io("threads and signals"))? {
         total.merge(part?);
     }
-    Ok(common.report(total))
+    let machine = Machine::look(&ready.token_key_file);
+    Ok(common.report(total, collected, machine))
 }
 
 /// What all threads share.
@@ -76,6 +105,7 @@ struct Common<'a> {
     key: TokenKey,
     run: RunTag,
     origin: Instant,
+    grid: Grid,
 }
 
 /// What one thread comes to.
@@ -87,10 +117,12 @@ struct Part {
     reconnects: u64,
     acked_measured: u64,
     delivered_measured: u64,
-    ack: Latencies,
-    deliver: Latencies,
+    sections: Sections,
     tally: Tally,
     cpu_percent: f64,
+    wait_percent: f64,
+    backlog: Backlog,
+    durability: Option<Durability>,
     cut_short: Option<String>,
 }
 
@@ -99,6 +131,8 @@ struct Part {
 struct Sample {
     at: Instant,
     cpu: Duration,
+    wait: Duration,
+    backlog: u64,
     tally: Tally,
 }
 
@@ -110,16 +144,24 @@ impl Part {
         self.reconnects += other.reconnects;
         self.acked_measured += other.acked_measured;
         self.delivered_measured += other.delivered_measured;
-        self.ack.merge(&other.ack);
-        self.deliver.merge(&other.deliver);
+        self.sections.merge(other.sections);
         self.tally.merge(&other.tally);
         self.cpu_percent = self.cpu_percent.max(other.cpu_percent);
+        self.wait_percent = self.wait_percent.max(other.wait_percent);
+        self.backlog.start += other.backlog.start;
+        self.backlog.end += other.backlog.end;
+        self.durability = self.durability.or(other.durability);
         self.cut_short = self.cut_short.take().or(other.cut_short);
     }
 }
 
 impl Common<'_> {
-    async fn thread(&self, number: u32, mut line: Line) -> Result<Part, RunError> {
+    async fn thread(
+        &self,
+        number: u32,
+        mut line: Line,
+        out: SyncSender<Said>,
+    ) -> Result<Part, RunError> {
         let wakers = Wakers::new(self.numbers(number).count());
         let talk = Talk::new(self.state(number)?, wakers.clone());
         let pool = Pool::new(talk, wakers.clone(), &self.options.node, self.origin);
@@ -138,10 +180,13 @@ impl Common<'_> {
         wakers.wake_all();
         self.wait(&pool, &line, "have their channel", sessions, |state| state.opened).await?;
         let start = line.ready().await.ok_or(RunError::Stopped)?;
-        let (samples, mut cut_short) = self.talk(number, start, &pool, &wakers, &mut line).await?;
-        if let Some(reason) = self.drain(&pool, &line).await {
+        let mut meter = Meter::new(self.grid, number, out, start);
+        let talked = self.talk(number, start, &pool, &wakers, &mut line, &mut meter).await;
+        let (samples, mut cut_short) = talked?;
+        if let Some(reason) = self.drain(&pool, &line, &mut meter).await {
             cut_short.get_or_insert(reason);
         }
+        pool.script.with(|state| meter.finish(state));
         pool.script.with(|state| state.phase = Phase::Leaving);
         wakers.wake_all();
         let reconnects = leave(tasks).await;
@@ -150,6 +195,8 @@ impl Common<'_> {
         part.tally = to.tally.since(&from.tally);
         let wall = (to.at - from.at).as_secs_f64();
         part.cpu_percent = (to.cpu - from.cpu).as_secs_f64() / wall * 100.0;
+        part.wait_percent = (to.wait - from.wait).as_secs_f64() / wall * 100.0;
+        part.backlog = Backlog { start: from.backlog, end: to.backlog };
         self.close(&pool, part)
     }
 
@@ -176,8 +223,10 @@ impl Common<'_> {
             measured_ns: 0..0,
             acked_measured: 0,
             delivered_measured: 0,
-            ack: Latencies::new(),
-            deliver: Latencies::new(),
+            timed: Timed::default(),
+            sections: Sections::default(),
+            durability: None,
+            burn: Duration::from_micros(u64::from(self.options.burn_us)),
             ledger,
             errors: 0,
             notes: Vec::new(),
@@ -233,12 +282,14 @@ impl Common<'_> {
         pool: &Pool<Talk>,
         wakers: &Wakers,
         line: &mut Line,
+        meter: &mut Meter,
     ) -> Result<([Sample; 2], Option<String>), RunError> {
         let from = start + self.options.warmup;
         let to = from + self.options.duration;
         let ns = |at: Instant| at.duration_since(self.origin).as_nanos() as u64;
         pool.script.with(|state| {
             state.measured_ns = ns(from)..ns(to);
+            state.sections = Sections::new(load::spans(self.options, ns(from)));
             state.phase = Phase::Talking;
         });
         let mut timer = FineTimer::new().map_err(RunError::io("a timer"))?;
@@ -254,6 +305,7 @@ impl Common<'_> {
                     wakers.wake(send.user as usize);
                 }
                 state.flush_ledger();
+                meter.tick(state, now);
             });
             if now >= from && first.is_none() {
                 first = Some(sample(pool));
@@ -270,6 +322,7 @@ impl Common<'_> {
             let next = plan.as_ref().and_then(OpenLoop::next_at_ns).map(Duration::from_nanos);
             let next = next.map_or(to, |next| start + next);
             let next = if first.is_none() { next.min(from) } else { next.min(to) };
+            let next = next.min(meter.end());
             tokio::select! {
                 slept = timer.sleep(next.saturating_duration_since(Instant::now())) => {
                     slept.map_err(RunError::io("the timer"))?;
@@ -290,11 +343,10 @@ impl Common<'_> {
         start_ns: u64,
     ) -> Option<OpenLoop> {
         let users = self.numbers(thread).count() as u32;
-        if let Some(per_s) = self.options.rate {
-            let length = self.options.warmup + self.options.duration;
+        if let Some(segments) = load::segments(self.options) {
             let all_users = self.options.users;
-            let rate = Rate { per_s, all_users, length, seed: self.options.seed };
-            return Some(OpenLoop::new(rate, users, thread, self.threads));
+            let rate = Rate { segments, all_users, seed: self.options.seed };
+            return Some(OpenLoop::new(&rate, users, thread, self.threads));
         }
         let window = self.options.window.unwrap_or(1);
         pool.script.with(|state| {
@@ -316,14 +368,15 @@ impl Common<'_> {
     }
 
     /// Waits for what is outstanding; says why it gave up, if it did.
-    async fn drain(&self, pool: &Pool<Talk>, line: &Line) -> Option<String> {
+    async fn drain(&self, pool: &Pool<Talk>, line: &Line, meter: &mut Meter) -> Option<String> {
         let mut stall = Stall::new(self.options.patience);
         loop {
             let (left, moved, fatal) = pool.script.with(|state| {
                 state.flush_ledger();
+                meter.tick(state, Instant::now());
                 let counts = state.book.counts();
                 let moved = counts.sent + counts.acked + counts.delivered + counts.refused;
-                (state.book.outstanding() + state.due(), moved, state.fatal.clone())
+                (state.backlog(), moved, state.fatal.clone())
             });
             if left == 0 || fatal.is_some() || line.order() == Order::Abort {
                 tokio::time::sleep(QUIET).await;
@@ -350,18 +403,21 @@ impl Common<'_> {
             part.errors = state.errors;
             part.acked_measured = state.acked_measured;
             part.delivered_measured = state.delivered_measured;
-            part.ack = std::mem::take(&mut state.ack);
-            part.deliver = std::mem::take(&mut state.deliver);
+            part.sections = std::mem::take(&mut state.sections);
+            part.durability = state.durability;
             part.cut_short = part.cut_short.take().or_else(|| state.fatal.clone());
         });
         Ok(part)
     }
 
-    fn report(&self, total: Part) -> (Report, Vec<String>) {
+    fn report(&self, total: Part, collected: Collected, machine: Machine) -> (Report, Vec<String>) {
         let options = self.options;
         let seconds = options.duration.as_secs_f64();
+        let log_error = collected.log_error;
+        let log_error = log_error.map(|error| format!("the interval log is incomplete: {error}"));
         let setup = Setup {
             users: options.users,
+            load: load::words(options),
             rate_per_s: options.rate,
             window: options.window,
             body_bytes: options.body,
@@ -369,10 +425,24 @@ impl Common<'_> {
             duration_s: seconds,
             threads: self.threads,
             seed: options.seed,
-            cut_short: total.cut_short,
+            burn_us: options.burn_us,
+            cut_short: total.cut_short.or(log_error),
         };
         let counts = total.counts;
         let found = counts.corrupt + counts.conflicting + counts.gaps + counts.unacked;
+        let percent = |share: f64| (share * 10.0).round() / 10.0;
+        let Timed { ack, deliver, lag, late, held } = collected.timed;
+        let cpu_percent = percent(total.cpu_percent);
+        let sends = lag.count() + held;
+        let is_open = options.window.is_none();
+        let generator = Generator {
+            bottleneck: Generator::judge(cpu_percent, late, sends, is_open),
+            wait_percent: percent(total.wait_percent),
+            lag: lag.percentiles(),
+            sends,
+            late,
+            held,
+        };
         let report = Report {
             setup,
             counts,
@@ -380,17 +450,37 @@ impl Common<'_> {
             reconnects: total.reconnects,
             acked_per_s: total.acked_measured as f64 / seconds,
             delivered_per_s: total.delivered_measured as f64 / seconds,
-            loadgen_cpu_percent: (total.cpu_percent * 10.0).round() / 10.0,
-            ack: total.ack.percentiles(),
-            deliver: total.deliver.percentiles(),
+            loadgen_cpu_percent: cpu_percent,
+            ack: ack.percentiles(),
+            deliver: deliver.percentiles(),
             wire: total.tally.wire(),
+            generator,
+            backlog: total.backlog,
+            sections: total.sections.report(),
+            durability: total.durability.map(|durability| format!("{durability:?}").to_lowercase()),
+            started_unix_ms: collected.measured_from.map_or(0, unix_ms_of),
+            command: std::env::args().collect(),
+            machine,
+            versions: Versions::of_this_build(),
+            curves: Curves { ack: ack.curve(), deliver: deliver.curve() },
+            series: collected.series,
         };
         (report, total.notes)
     }
 }
 
 fn sample(pool: &Pool<Talk>) -> Sample {
-    Sample { at: Instant::now(), cpu: thread_cpu_time(), tally: pool.tally() }
+    Sample {
+        at: Instant::now(),
+        cpu: thread_cpu_time(),
+        wait: thread_wait_time(),
+        backlog: pool.script.with(|state| state.backlog()),
+        tally: pool.tally(),
+    }
+}
+
+fn unix_ms_of(at: SystemTime) -> u64 {
+    at.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 
 /// Waits for goodbyes, for a bounded time; gives how many connections came after the first ones.

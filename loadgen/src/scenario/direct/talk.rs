@@ -3,20 +3,22 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use chatring_client::{End, Event, Millis, SendError, Session};
-use chatring_wire::frame::{Failure, MessageKind, Row, UserRef};
+use chatring_wire::frame::{Durability, Failure, MessageKind, Row, UserRef};
 use chatring_wire::{Cid, Cmid, ErrorCode, MemberNumber, Seq};
 
 use super::super::words;
 use super::user_name;
 use crate::book::{Author, Book, Verdict};
 use crate::connection::Over;
-use crate::latency::Latencies;
 use crate::ledger::{LedgerWriter, Line};
-use crate::limits::FINDINGS_PRINTED_MAX;
+use crate::limits::{FINDINGS_PRINTED_MAX, LATE_SEND};
+use crate::machine::thread_cpu_time;
 use crate::pool::{Script, Wakers, new_cmid};
+use crate::report::interval::Timed;
+use crate::report::section::Sections;
 use crate::stamp::Mixer;
 
 /// Sends of one user that may wait in the client; further ones wait here.
@@ -61,10 +63,14 @@ pub struct State {
     pub acked_measured: u64,
     /// Deliveries that came in the measured time.
     pub delivered_measured: u64,
-    /// Latencies of acks.
-    pub ack: Latencies,
-    /// Latencies of deliveries.
-    pub deliver: Latencies,
+    /// Times since the interval began.
+    pub timed: Timed,
+    /// Times of the sections of the load.
+    pub sections: Sections,
+    /// What the node says an ack stands for.
+    pub durability: Option<Durability>,
+    /// CPU time that is burnt for each message.
+    pub burn: Duration,
     /// The ledger, if one is kept.
     pub ledger: Option<LedgerWriter>,
     /// Refusals and protocol faults.
@@ -89,6 +95,8 @@ pub struct User {
     me: Option<MemberNumber>,
     /// Intended times of messages that are due and not given to the client yet.
     pub due: VecDeque<u64>,
+    /// Whether those have to wait for the node.
+    is_held: bool,
     /// In the order of sending, which is mostly that of the acks.
     in_flight: VecDeque<Sent>,
 }
@@ -108,6 +116,7 @@ impl User {
             asked: false,
             me: None,
             due: VecDeque::new(),
+            is_held: false,
             in_flight: VecDeque::new(),
         }
     }
@@ -149,6 +158,10 @@ impl Script for Talk {
         let state = &mut *self.state.borrow_mut();
         let at_ns = at.duration_since(state.origin).as_nanos() as u64;
         let completed = match event {
+            Event::Connected { durability, .. } => {
+                state.durability = Some(durability);
+                None
+            }
             Event::Synced => {
                 state.synced += usize::from(!state.users[place].was_synced);
                 state.users[place].was_synced = true;
@@ -168,8 +181,11 @@ impl Script for Talk {
             }
             Event::SendRefused { cmid, error, .. } => state.refused(place, cmid, &error),
             Event::Message { cid, row } => state.message(place, cid, &row, at_ns),
-            Event::Disconnected { error: Some(error) } => {
-                state.disconnected(&error);
+            Event::Disconnected { error } => {
+                state.users[place].is_held = true;
+                if let Some(error) = error {
+                    state.disconnected(&error);
+                }
                 None
             }
             _ => None,
@@ -207,6 +223,11 @@ impl State {
         self.users.iter().map(|user| user.due.len() as u64).sum()
     }
 
+    /// Messages that are due or sent, and not both acked and delivered.
+    pub fn backlog(&self) -> u64 {
+        self.book.outstanding() + self.due()
+    }
+
     /// Writes what the ledger holds.
     pub fn flush_ledger(&mut self) {
         if let Some(Err(error)) = self.ledger.as_mut().map(LedgerWriter::flush) {
@@ -218,9 +239,19 @@ impl State {
     fn send_due(&mut self, place: usize, session: &mut Session, now: Millis) {
         let user = &mut self.users[place];
         let Some(cid) = self.book.channel(user.number) else { return };
+        if user.due.is_empty() {
+            user.is_held = false;
+            return;
+        }
         while session.outbox_len() < OUTBOX_ENTRIES_MAX
             && let Some(intended_ns) = user.due.pop_front()
         {
+            burn(self.burn);
+            if self.measured_ns.contains(&intended_ns) {
+                let now_ns = self.origin.elapsed().as_nanos() as u64;
+                let lag_ns = now_ns.saturating_sub(intended_ns);
+                note_lag(&mut self.timed, lag_ns, user.is_held);
+            }
             let message = self.book.sending(user.number, intended_ns);
             let cmid = new_cmid(&mut self.random);
             let body = message.body.clone();
@@ -236,6 +267,7 @@ impl State {
                 }
             }
         }
+        user.is_held = !user.due.is_empty();
     }
 
     fn opened(&mut self, place: usize, session: &Session, cid: Cid) {
@@ -281,7 +313,8 @@ impl State {
         }
         self.acked_measured += u64::from(self.measured_ns.contains(&at_ns));
         if self.measured_ns.contains(&intended_ns) {
-            self.ack.record(at_ns.saturating_sub(intended_ns));
+            self.timed.ack.record(at_ns.saturating_sub(intended_ns));
+            self.sections.acked(intended_ns, at_ns);
         }
         (self.book.outstanding() < open_before).then_some(place)
     }
@@ -306,7 +339,8 @@ impl State {
         let Verdict::Good { intended_ns } = verdict else { return None };
         self.delivered_measured += u64::from(self.measured_ns.contains(&at_ns));
         if self.measured_ns.contains(&intended_ns) {
-            self.deliver.record(at_ns.saturating_sub(intended_ns));
+            self.timed.deliver.record(at_ns.saturating_sub(intended_ns));
+            self.sections.delivered(intended_ns, at_ns);
         }
         (self.book.outstanding() < open_before).then_some(place ^ 1)
     }
@@ -333,4 +367,25 @@ impl State {
 
 fn client_refusal(user: u32, error: SendError) -> String {
     format!("user {user}: the client refused a send: {error}")
+}
+
+/// How late the generator is with a send. One that waited for the node is another matter.
+fn note_lag(timed: &mut Timed, lag_ns: u64, is_held: bool) {
+    if is_held {
+        timed.held += 1;
+    } else {
+        timed.lag.record(lag_ns);
+        timed.late += u64::from(u128::from(lag_ns) > LATE_SEND.as_nanos());
+    }
+}
+
+/// Makes the generator slow on purpose.
+fn burn(cpu: Duration) {
+    if cpu.is_zero() {
+        return;
+    }
+    let end = thread_cpu_time() + cpu;
+    while thread_cpu_time() < end {
+        std::hint::spin_loop();
+    }
 }

@@ -32,11 +32,11 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use self::books::{Shape, Workload};
 use self::chatring::Chatring;
-use self::drive::{Client, Load, Outcome, Seat};
+use self::drive::{Client, Load, Outcome, Seat, Usage};
 use self::mqtt::Mosquitto;
 use self::nats::Nats;
 use self::redis::Redis;
-use self::server::{Cores, Server, find, free_port, sync_us, version};
+use self::server::{Cores, Server, core_time, find, free_port, sync_us, version};
 pub use self::table::{Row, Table};
 use self::xmpp::Ejabberd;
 use super::RunError;
@@ -46,6 +46,8 @@ use crate::cli::{body, duration, positive_duration};
 const FAN_OUT_MAX: i64 = 1_000;
 /// Most users: each has two connections at Redis, with a port each at the generator's end.
 const PEERS_USERS_MAX: i64 = 10_000;
+/// Most rounds.
+const ROUNDS_MAX: i64 = 99;
 /// Highest number of a core.
 const CORE_MAX: i64 = 1_023;
 
@@ -66,6 +68,10 @@ pub struct Options {
     #[arg(long, value_name = "M", default_value_t = 50,
           value_parser = clap::value_parser!(u32).range(1..=FAN_OUT_MAX))]
     pub fan_out: u32,
+    /// How many times everything is run, in turn; the row of the median rate is shown
+    #[arg(long, value_name = "N", default_value_t = 1,
+          value_parser = clap::value_parser!(u32).range(1..=ROUNDS_MAX))]
+    pub rounds: u32,
     /// Only these servers
     #[arg(long, value_enum, value_delimiter = ',', value_name = "SERVER,…")]
     pub only: Vec<Kind>,
@@ -199,20 +205,24 @@ pub fn run(options: &Options) -> Result<Table, RunError> {
     let folder = std::path::absolute(&folder).map_err(RunError::io("--folder"))?;
     let sync_us = sync_us(&folder).map_err(unusable("--folder"))?;
     let stop = stop_on_signals().map_err(RunError::io("signals"))?;
-    let mut rows = Vec::new();
-    let shapes = [Shape::Direct, Shape::FanOut { receivers: options.fan_out }];
-    for shape in shapes {
+    let mut runs = Vec::new();
+    for shape in [Shape::Direct, Shape::FanOut { receivers: options.fan_out }] {
         for kind in Kind::ALL {
-            if !options.only.is_empty() && !options.only.contains(&kind) {
-                continue;
+            if options.only.is_empty() || options.only.contains(&kind) {
+                runs.push(Run { options, kind, shape, cores, folder: &folder, stop: &stop });
             }
-            let run = Run { options, kind, shape, cores, folder: &folder, stop: &stop };
+        }
+    }
+    let mut rounds: Vec<Vec<Row>> = runs.iter().map(|_| Vec::new()).collect();
+    for _ in 0..options.rounds {
+        for (run, rows) in runs.iter().zip(&mut rounds) {
             rows.push(run.row());
             if stop.load(Ordering::Relaxed) {
                 return Err(RunError::Stopped);
             }
         }
     }
+    let rows = rounds.into_iter().filter_map(Row::of_rounds).collect();
     Ok(Table::new(options, cores, sync_us, rows))
 }
 
@@ -281,7 +291,9 @@ impl Run<'_> {
             patience: options.patience,
             stop: self.stop,
         };
-        drive::run(address, peer.seats(workload), &load, || server.cpu_time())
+        let core = self.cores.server;
+        let usage = || Usage { server: server.cpu_time(), core: core_time(core) };
+        drive::run(address, peer.seats(workload), &load, usage)
     }
 }
 

@@ -155,8 +155,28 @@ fn cpu_of_stat(stat: &str) -> Option<Duration> {
     let mut fields = fields.split_ascii_whitespace().skip(11);
     let user: u64 = fields.next()?.parse().ok()?;
     let system: u64 = fields.next()?.parse().ok()?;
-    let per_s = clock_ticks_per_second().max(1);
-    Some(Duration::from_micros((user + system) * 1_000_000 / per_s))
+    Some(ticks(user + system))
+}
+
+/// CPU time that has been used on a core, by anybody, the machine's host included, to 10 ms.
+pub fn core_time(core: u32) -> Duration {
+    let stat = std::fs::read_to_string("/proc/stat");
+    stat.ok().as_deref().and_then(|stat| core_of_stat(stat, core)).unwrap_or_default()
+}
+
+/// All of a core's time in `/proc/stat` (proc(5)) but the idle and the waiting one.
+fn core_of_stat(stat: &str, core: u32) -> Option<Duration> {
+    let name = format!("cpu{core}");
+    let line = stat.lines().find_map(|line| line.strip_prefix(&name)?.strip_prefix(' '))?;
+    let times = line.split_ascii_whitespace().map(str::parse).collect::<Result<Vec<u64>, _>>();
+    let [user, nice, system, _idle, _wait, irq, soft, steal, ..] = times.ok()?[..] else {
+        return None;
+    };
+    Some(ticks(user + nice + system + irq + soft + steal))
+}
+
+fn ticks(count: u64) -> Duration {
+    Duration::from_micros(count * 1_000_000 / clock_ticks_per_second().max(1))
 }
 
 /// Where a program is: beside this one, in `PATH`, or where servers usually are.
@@ -235,11 +255,16 @@ mod tests {
 
     #[test]
     fn a_strange_name_does_not_hide_the_cpu_time() {
-        let ticks = clock_ticks_per_second();
-        let times = format!("{} {}", 2 * ticks, ticks);
+        let per_s = clock_ticks_per_second();
+        let times = format!("{} {}", 2 * per_s, per_s);
         let stat = format!("7 (a) b) S 1 7 7 0 -1 4194560 9 0 0 0 {times} 0 0 20 0 4 0 5");
         assert_eq!(cpu_of_stat(&stat), Some(Duration::from_secs(3)));
         assert_eq!(cpu_of_stat("7 (a"), None);
+        let stat =
+            format!("cpu  9 9 9 9 9 9 9 9 0 0\ncpu1 {per_s} 0 {per_s} 7 7 0 0 {per_s} 0 0\n");
+        assert_eq!(core_of_stat(&stat, 1), Some(Duration::from_secs(3)));
+        assert_eq!(core_of_stat(&stat, 2), None);
+        assert!(core_time(Cores::choose(None, None).unwrap().server) > Duration::ZERO);
     }
 
     #[test]

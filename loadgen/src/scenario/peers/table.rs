@@ -12,6 +12,8 @@ use super::{Kind, Options};
 
 /// Above this share of its core the generator measures itself.
 const CPU_PERCENT_HONEST_MAX: f64 = 80.0;
+/// Above this share of the server's core that others took a row is not comparable.
+const OTHERS_PERCENT_HONEST_MAX: f64 = 5.0;
 /// A sync that takes less does not reach a disk.
 const SYNC_US_BELIEVED_MIN: f64 = 15.0;
 
@@ -28,6 +30,8 @@ pub struct Table {
     pub warmup_s: f64,
     /// Length of the measured time.
     pub duration_s: f64,
+    /// How many times everything was run.
+    pub rounds: u32,
     /// Core of the servers.
     pub server_core: u32,
     /// Core of the generator.
@@ -57,6 +61,8 @@ pub struct Row {
     pub failed: Option<String>,
     /// What came of it.
     pub outcome: Option<Outcome>,
+    /// Deliveries a second of all rounds, ascending.
+    pub delivered_per_s_of_rounds: Vec<f64>,
 }
 
 impl Row {
@@ -66,8 +72,30 @@ impl Row {
             Shape::Direct => "direct".to_owned(),
             Shape::FanOut { receivers } => format!("1 to {receivers}"),
         };
-        let (version, acked) = (String::new(), String::new());
-        Row { server, workload, how, version, acked, skipped: None, failed: None, outcome: None }
+        Row {
+            server,
+            workload,
+            how,
+            version: String::new(),
+            acked: String::new(),
+            skipped: None,
+            failed: None,
+            outcome: None,
+            delivered_per_s_of_rounds: Vec::new(),
+        }
+    }
+
+    /// Of the same row in several rounds the first one that is not good, else the one of the median
+    /// rate (of an even number the lower one).
+    pub(super) fn of_rounds(mut rounds: Vec<Row>) -> Option<Row> {
+        let rate = |row: &Row| row.outcome.as_ref().map_or(0.0, |outcome| outcome.delivered_per_s);
+        if let Some(bad) = rounds.iter().position(|row| !row.is_good()) {
+            return Some(rounds.swap_remove(bad));
+        }
+        rounds.sort_by(|one, other| rate(one).total_cmp(&rate(other)));
+        let rates = rounds.iter().filter(|row| row.outcome.is_some()).map(rate).collect();
+        let median = rounds.len().checked_sub(1)? / 2;
+        Some(Row { delivered_per_s_of_rounds: rates, ..rounds.swap_remove(median) })
     }
 
     /// Whether everything was acked and delivered exactly once, or nothing was tried.
@@ -86,6 +114,7 @@ impl Table {
             body_bytes: options.body,
             warmup_s: options.warmup.as_secs_f64(),
             duration_s: options.duration.as_secs_f64(),
+            rounds: options.rounds,
             server_core: cores.server,
             generator_core: cores.generator,
             sync_us,
@@ -96,6 +125,13 @@ impl Table {
     /// Whether no server failed, lost or doubled anything. Servers that are missing do not count.
     pub fn is_good(&self) -> bool {
         self.rows.iter().all(Row::is_good)
+    }
+
+    /// The names of rows.
+    fn those(&self, which: impl Fn(&Outcome) -> bool) -> String {
+        let rows = self.rows.iter().filter(|row| row.outcome.as_ref().is_some_and(&which));
+        let names = rows.map(|row| format!("{} {}", row.server.name(), row.workload));
+        names.collect::<Vec<_>>().join(", ")
     }
 
     /// Writes the JSON form to a file.
@@ -116,12 +152,16 @@ impl fmt::Display for Table {
         writeln!(f, "{users} users, {body_bytes}-byte bodies, one message in flight per sender")?;
         writeln!(f, "(closed loop), {warmup_s} s of warm-up, {duration_s} s measured; server on")?;
         writeln!(f, "core {server}, generator on core {generator}; fdatasync of 100 bytes takes")?;
-        writeln!(f, "{sync_us:.0} µs (median). Latencies are those of a saturated server.\n")?;
+        writeln!(f, "{sync_us:.0} µs (median). Latencies are those of a saturated server.")?;
+        if self.rounds > 1 {
+            writeln!(f, "{} rounds; of each row the one of the median rate.", self.rounds)?;
+        }
+        writeln!(f)?;
         writeln!(
             f,
             "| server | workload | delivered/s | ack µs p50 / p99 | delivery µs p50 / p99 | \
-             server CPU µs per delivery | busy: server, generator | lost, duplicated, other | \
-             acked means |\n\
+             server CPU µs per delivery | busy: server, others, generator | \
+             lost, duplicated, other | acked means |\n\
              | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |"
         )?;
         self.rows.iter().try_for_each(|row| write!(f, "{row}"))?;
@@ -131,13 +171,14 @@ impl fmt::Display for Table {
         if server == generator {
             writeln!(f, "\nServer and generator shared a core: the rates are not comparable.")?;
         }
-        let busy = |row: &&Row| {
-            let outcome = row.outcome.as_ref();
-            outcome.is_some_and(|outcome| outcome.loadgen_cpu_percent > CPU_PERCENT_HONEST_MAX)
-        };
-        for row in self.rows.iter().filter(busy) {
-            let (name, workload) = (row.server.name(), &row.workload);
-            writeln!(f, "\n{name}, {workload}: the generator was the bottleneck; a lower bound.")?;
+        let own = self.those(|outcome| outcome.loadgen_cpu_percent > CPU_PERCENT_HONEST_MAX);
+        if !own.is_empty() {
+            writeln!(f, "\nLower bounds, as the generator was at its limit: {own}.")?;
+        }
+        let disturbed = self.those(|outcome| outcome.others_percent > OTHERS_PERCENT_HONEST_MAX);
+        if server != generator && !disturbed.is_empty() {
+            writeln!(f, "\nOthers took more than {OTHERS_PERCENT_HONEST_MAX} % of the server's")?;
+            writeln!(f, "core, so that the rates are not comparable: {disturbed}.")?;
         }
         Ok(())
     }
@@ -149,7 +190,13 @@ impl fmt::Display for Row {
         let name = format!("{} {}", self.server.name(), self.version);
         write!(f, "| {} | {}: {} | ", name.trim_end(), self.workload, self.how)?;
         match (&self.outcome, &self.skipped, &self.failed) {
-            (Some(outcome), _, _) => write!(f, "{outcome} | ")?,
+            (Some(outcome), _, _) => {
+                write!(f, "{:.0}", outcome.delivered_per_s)?;
+                if let [least, .., most] = self.delivered_per_s_of_rounds[..] {
+                    write!(f, " ({least:.0} to {most:.0})")?;
+                }
+                write!(f, " | {outcome} | ")?;
+            }
             (None, Some(reason), _) => write!(f, "skipped: {reason} | | | | | | ")?,
             (None, None, reason) => {
                 write!(f, "FAILED: {} | | | | | | ", reason.as_deref().unwrap_or_default())?;
@@ -159,14 +206,15 @@ impl fmt::Display for Row {
     }
 }
 
-/// The figures of a line.
+/// The figures of a line but the rate.
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Outcome { ack, deliver, counts, .. } = self;
         let Counts { lost, duplicated, corrupt, unacked, .. } = counts;
-        write!(f, "{:.0} | {:.0} / {:.0} | ", self.delivered_per_s, ack.p50, ack.p99)?;
+        write!(f, "{:.0} / {:.0} | ", ack.p50, ack.p99)?;
         write!(f, "{:.0} / {:.0} | {:.1} | ", deliver.p50, deliver.p99, self.server_cpu_us)?;
-        write!(f, "{:.0} %, {:.0} % | ", self.server_cpu_percent, self.loadgen_cpu_percent)?;
+        let (server, others) = (self.server_cpu_percent, self.others_percent);
+        write!(f, "{server:.0} %, {others:.0} %, {:.0} % | ", self.loadgen_cpu_percent)?;
         write!(f, "{lost}, {duplicated}, {}", corrupt + unacked)
     }
 }
@@ -192,20 +240,39 @@ mod tests {
         assert!(!row.is_good() && row.to_string().contains("FAILED: it ended"));
     }
 
-    #[test]
-    fn a_row_with_a_fault_is_not_good() {
-        let counts = Counts { sent: 2, acked: 2, delivered: 1, lost: 1, ..Counts::default() };
-        let outcome = Outcome {
-            counts,
-            delivered_per_s: 1.0,
+    fn outcome(delivered_per_s: f64, lost: u64) -> Outcome {
+        Outcome {
+            counts: Counts { sent: 2, acked: 2, delivered: 1, lost, ..Counts::default() },
+            delivered_per_s,
             acked_per_s: 2.0,
             ack: Default::default(),
             deliver: Default::default(),
             server_cpu_us: 1.25,
             server_cpu_percent: 99.6,
+            others_percent: 0.4,
             loadgen_cpu_percent: 50.4,
+        }
+    }
+
+    #[test]
+    fn of_rounds_the_median_counts_unless_one_is_not_good() {
+        let rounds = |lost: [u64; 3]| {
+            let rates = [30.0, 10.0, 20.0].into_iter().zip(lost);
+            let rows =
+                rates.map(|(rate, lost)| Row { outcome: Some(outcome(rate, lost)), ..row() });
+            Row::of_rounds(rows.collect()).unwrap()
         };
-        let row = Row { outcome: Some(outcome), version: "7.0".to_owned(), ..row() };
+        let median = rounds([0; 3]);
+        assert_eq!(median.outcome.unwrap().delivered_per_s, 20.0);
+        assert!(median.to_string().contains("| 20 (10 to 30) |"), "{median}");
+        assert_eq!(rounds([0, 1, 0]).outcome.unwrap().counts.lost, 1);
+        let none = Row::of_rounds(vec![Row { skipped: Some("so".to_owned()), ..row() }]);
+        assert!(none.unwrap().delivered_per_s_of_rounds.is_empty());
+    }
+
+    #[test]
+    fn a_row_with_a_fault_is_not_good() {
+        let row = Row { outcome: Some(outcome(1.0, 1)), version: "7.0".to_owned(), ..row() };
         assert!(!row.is_good());
         let line = row.to_string();
         assert!(line.contains("| redis 7.0 |") && line.contains("| 1, 0, 0 |"), "{line}");
