@@ -100,6 +100,9 @@ pub struct Output {
     /// Writes the result here, with settings, machine, versions and a row per second
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
+    /// Writes a page here, to look at in a browser: one file that needs no network
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
     /// Writes all latencies here, a line per second, in HdrHistogram's interval log format
     #[arg(long, value_name = "FILE")]
     pub hdr_log: Option<PathBuf>,
@@ -244,7 +247,8 @@ mod tests {
             "direct --node r --users 2 --window 1 --duration 500ms --warmup 0s --body 16 --seed 9",
             "direct --node r --users 4 --rate 1 --duration 2m --json j --ledger l --threads 2",
             "direct --node r --users 2 --ramp 100..2000 --duration 10s --strict --progress",
-            "direct --node r --users 2 --steps 10,20,30 --duration 3s --hdr-log h --burn-us 9",
+            "direct --node r --users 2 --steps 10,20,30 --duration 3s --burn-us 9",
+            "direct --node r --users 2 --rate 1 --duration 3s --hdr-log h --html p",
             "verify --node r --ledger a",
             "verify --node r --ledger a b --ledger c",
             "idle --node r --users 1001 --hold 30s",

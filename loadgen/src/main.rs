@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use chatring_loadgen::cli::{Cli, Command, Direct};
 use chatring_loadgen::machine;
+use chatring_loadgen::report::html;
 use chatring_loadgen::scenario::{RunError, direct, idle, peers, verify};
 use clap::Parser as _;
 
@@ -54,6 +55,9 @@ fn run_direct(options: &Direct) -> Result<bool, RunError> {
     print!("{report}");
     if let Some(path) = &options.output.json {
         report.write_json(path).map_err(not_written(path))?;
+    }
+    if let Some(path) = &options.output.html {
+        std::fs::write(path, html::run(&report)).map_err(not_written(path))?;
     }
     match report.is_good() {
         true if options.output.strict && report.is_generator_bottleneck() => {

@@ -173,12 +173,10 @@ fn progress(row: &Row) -> String {
         );
     }
     line += &format!("  {} outstanding, {} errors", row.outstanding, row.errors);
-    line += &format!(
-        "  generator: lag p99 {:.2} ms, {} late, {:.0} % of a core",
-        ms(row.lag.p99),
-        row.late,
-        row.cpu_percent,
-    );
+    line += &format!("  generator: {:.0} % of a core", row.cpu_percent);
+    if row.stage != Stage::WarmUp {
+        line += &format!(", lag p99 {:.2} ms, {} late", ms(row.lag.p99), row.late);
+    }
     line
 }
 

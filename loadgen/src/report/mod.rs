@@ -3,6 +3,7 @@
 pub mod collect;
 pub mod environment;
 pub mod hdr_log;
+pub mod html;
 pub mod interval;
 pub mod section;
 
@@ -228,7 +229,8 @@ impl fmt::Display for Report {
         )?;
         write!(f, "{late} late sends, {held} held up by the node")?;
         for reason in bottleneck {
-            write!(f, "\n           BOTTLENECK: {reason}; these figures measure the generator")?;
+            write!(f, "\n           BOTTLENECK: {reason}:")?;
+            write!(f, "\n           these figures are the generator's, too")?;
         }
         writeln!(f, "\nverdict    {}", if self.is_good() { "good" } else { "FAILED" })
     }
