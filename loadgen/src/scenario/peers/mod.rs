@@ -41,6 +41,7 @@ pub use self::table::{Row, Table};
 use self::xmpp::Ejabberd;
 use super::RunError;
 use crate::cli::{body, duration, positive_duration};
+use crate::report::environment::Machine;
 
 /// Most receivers of a message.
 const FAN_OUT_MAX: i64 = 1_000;
@@ -198,11 +199,12 @@ trait Peer {
 /// # Errors
 /// The cores or the folder cannot be used, or it was stopped.
 pub fn run(options: &Options) -> Result<Table, RunError> {
+    let folder = options.folder.clone().unwrap_or_else(std::env::temp_dir);
+    let folder = std::path::absolute(&folder).map_err(RunError::io("--folder"))?;
+    let machine = Machine::look(&folder);
     let cores = Cores::choose(options.server_core, options.generator_core);
     let cores = cores.map_err(unusable("the cores"))?;
     cores.pin_generator().map_err(unusable("--generator-core"))?;
-    let folder = options.folder.clone().unwrap_or_else(std::env::temp_dir);
-    let folder = std::path::absolute(&folder).map_err(RunError::io("--folder"))?;
     let sync_us = sync_us(&folder).map_err(unusable("--folder"))?;
     let stop = stop_on_signals().map_err(RunError::io("signals"))?;
     let mut runs = Vec::new();
@@ -223,7 +225,7 @@ pub fn run(options: &Options) -> Result<Table, RunError> {
         }
     }
     let rows = rounds.into_iter().filter_map(Row::of_rounds).collect();
-    Ok(Table::new(options, cores, sync_us, rows))
+    Ok(Table::new(options, machine, cores, sync_us, rows))
 }
 
 /// One server under one workload.

@@ -9,9 +9,9 @@ use super::books::{Counts, Shape};
 use super::drive::Outcome;
 use super::server::Cores;
 use super::{Kind, Options};
+use crate::limits::CPU_PERCENT_HONEST_MAX;
+use crate::report::environment::{Machine, Versions};
 
-/// Above this share of its core the generator measures itself.
-const CPU_PERCENT_HONEST_MAX: f64 = 80.0;
 /// Above this share of the server's core that others took a row is not comparable.
 const OTHERS_PERCENT_HONEST_MAX: f64 = 5.0;
 /// A sync that takes less does not reach a disk.
@@ -36,6 +36,10 @@ pub struct Table {
     pub server_core: u32,
     /// Core of the generator.
     pub generator_core: u32,
+    /// The machine, with the file system of the servers' data.
+    pub machine: Machine,
+    /// What made this table.
+    pub versions: Versions,
     /// Median time to append 100 bytes to a file of the folder and sync them, before the run.
     pub sync_us: f64,
     /// A row for each server and workload.
@@ -107,7 +111,13 @@ impl Row {
 
 impl Table {
     /// Of these rows.
-    pub(super) fn new(options: &Options, cores: Cores, sync_us: f64, rows: Vec<Row>) -> Table {
+    pub(super) fn new(
+        options: &Options,
+        machine: Machine,
+        cores: Cores,
+        sync_us: f64,
+        rows: Vec<Row>,
+    ) -> Table {
         Table {
             users: options.users,
             fan_out: options.fan_out,
@@ -117,6 +127,8 @@ impl Table {
             rounds: options.rounds,
             server_core: cores.server,
             generator_core: cores.generator,
+            machine,
+            versions: Versions::of_this_build(),
             sync_us,
             rows,
         }
@@ -149,6 +161,10 @@ impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Table { users, body_bytes, warmup_s, duration_s, sync_us, .. } = self;
         let (server, generator) = (self.server_core, self.generator_core);
+        let Machine { cpu, cores, kernel, file_system, .. } = &self.machine;
+        let Versions { loadgen, git_revision, build } = &self.versions;
+        writeln!(f, "{cpu}, {cores} cores, Linux {kernel}, {file_system};")?;
+        writeln!(f, "chatring-loadgen {loadgen}, revision {git_revision}, {build} build.")?;
         writeln!(f, "{users} users, {body_bytes}-byte bodies, one message in flight per sender")?;
         writeln!(f, "(closed loop), {warmup_s} s of warm-up, {duration_s} s measured; server on")?;
         writeln!(f, "core {server}, generator on core {generator}; fdatasync of 100 bytes takes")?;
