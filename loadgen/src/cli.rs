@@ -1,6 +1,7 @@
 //! The command line.
 
 use std::io::IsTerminal as _;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -9,7 +10,8 @@ use chatring_wire::limits::BODY_BYTES_MAX;
 use clap::{ArgGroup, Args, Parser, Subcommand};
 
 use crate::limits::{
-    BURN_US_MAX, DURATION_S_MAX, LOAD_STEPS_MAX, RATE_PER_S_MAX, THREADS_MAX, USERS_MAX, WINDOW_MAX,
+    BURN_US_MAX, DURATION_S_MAX, LOAD_STEPS_MAX, RATE_PER_S_MAX, ROUNDS_MAX, THREADS_MAX,
+    USERS_MAX, WINDOW_MAX,
 };
 use crate::scenario::peers;
 use crate::stamp::Stamp;
@@ -37,6 +39,11 @@ pub enum Command {
     Idle(Idle),
     /// The same load on Chatring and on other servers that are installed here, into one table
     Peers(peers::Options),
+    /// The load of `direct` on the bare relay: what the machine can do at most
+    Bare(Bare),
+    /// Starts the bare relay, the same with a log, and the node in turns, and says which share of
+    /// what the machine can do the node reaches
+    Share(Share),
 }
 
 /// The options of `direct`.
@@ -191,6 +198,91 @@ fn rate(text: &str) -> Option<u32> {
     text.trim().parse().ok().filter(|rate| (1..=RATE_PER_S_MAX).contains(rate))
 }
 
+/// The options of `bare`.
+#[derive(Clone, Debug, Args)]
+#[command(group = ArgGroup::new("load").required(true).args(["rate", "window"]))]
+pub struct Bare {
+    /// Where `chatring-bare` listens
+    #[arg(long, value_name = "ADDR")]
+    pub relay: SocketAddr,
+    /// Users, an even number
+    #[arg(long, value_name = "N", value_parser = even_users)]
+    pub users: u32,
+    /// Messages a second of all users together (open loop, latency from the intended send time)
+    #[arg(long, value_name = "PER_S",
+          value_parser = clap::value_parser!(u32).range(1..=i64::from(RATE_PER_S_MAX)))]
+    pub rate: Option<u32>,
+    /// Messages in flight per user (closed loop)
+    #[arg(long, value_name = "W",
+          value_parser = clap::value_parser!(u32).range(1..=i64::from(WINDOW_MAX)))]
+    pub window: Option<u32>,
+    /// Time that is measured, such as 10s, 500ms or 2m
+    #[arg(long, value_parser = positive_duration)]
+    pub duration: Duration,
+    /// Time of the same load before it
+    #[arg(long, default_value = "2s", value_parser = duration)]
+    pub warmup: Duration,
+    /// Seed of the plan: who sends when
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub seed: u64,
+    /// Writes the result here
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+}
+
+/// The options of `share`.
+#[derive(Clone, Debug, Args)]
+pub struct Share {
+    /// Rounds; each has every server once
+    #[arg(long, value_name = "N", default_value_t = 5,
+          value_parser = clap::value_parser!(u32).range(1..=i64::from(ROUNDS_MAX)))]
+    pub rounds: u32,
+    /// Users, an even number
+    #[arg(long, value_name = "N", default_value = "1000", value_parser = even_users)]
+    pub users: u32,
+    /// Messages in flight per user
+    #[arg(long, value_name = "W", default_value_t = 1,
+          value_parser = clap::value_parser!(u32).range(1..=i64::from(WINDOW_MAX)))]
+    pub window: u32,
+    /// Time of each load that is measured
+    #[arg(long, default_value = "5s", value_parser = positive_duration)]
+    pub duration: Duration,
+    /// Time of the same load before it
+    #[arg(long, default_value = "2s", value_parser = duration)]
+    pub warmup: Duration,
+    /// Then as many rounds of an open loop at this rate
+    #[arg(long, value_name = "PER_S",
+          value_parser = clap::value_parser!(u32).range(1..=i64::from(RATE_PER_S_MAX)))]
+    pub rate: Option<u32>,
+    /// The same at half of the rate that the node reached
+    #[arg(long, conflicts_with = "rate")]
+    pub half: bool,
+    /// Core of the servers, which get nothing else
+    #[arg(long, value_name = "CORE", default_value_t = 0)]
+    pub server_core: usize,
+    /// Core of the generator
+    #[arg(long, value_name = "CORE", default_value_t = 1)]
+    pub generator_core: usize,
+    /// Length of the bare relay's log
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub log_mib: u32,
+    /// Where the servers' files are for the time being: on the disk that is meant
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    pub dir: PathBuf,
+    /// The server; without it the one beside this program
+    #[arg(long, value_name = "FILE")]
+    pub chatring: Option<PathBuf>,
+    /// The bare relay; without it the one beside this program
+    #[arg(long, value_name = "FILE")]
+    pub bare: Option<PathBuf>,
+    /// Writes the result here
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Further arguments of `chatring serve`
+    #[arg(last = true, value_name = "ARGUMENT")]
+    pub serve: Vec<String>,
+}
+
 fn even_users(text: &str) -> Result<u32, String> {
     match text.parse() {
         Ok(users) if users % 2 == 0 && (2..=USERS_MAX).contains(&users) => Ok(users),
@@ -252,6 +344,9 @@ mod tests {
             "verify --node r --ledger a",
             "verify --node r --ledger a b --ledger c",
             "idle --node r --users 1001 --hold 30s",
+            "bare --relay 127.0.0.1:7 --users 1000 --window 1 --duration 5s",
+            "share",
+            "share --rounds 3 --half --dir /d -- --config c.toml",
         ] {
             parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));
         }
@@ -286,6 +381,8 @@ mod tests {
             "direct --users 2 --rate 1 --duration 1s".to_owned(),
             "verify --node r".to_owned(),
             "idle --node r --users 0 --hold 1s".to_owned(),
+            "bare --relay 127.0.0.1:7 --users 2 --duration 1s".to_owned(),
+            "share --half --rate 5".to_owned(),
         ] {
             let error = parse(&line).expect_err(&line);
             assert_eq!(error.exit_code(), 2, "{line}");

@@ -12,6 +12,7 @@ pub mod limits;
 pub mod machine;
 pub mod plan;
 pub mod pool;
+pub mod process;
 pub mod ready;
 pub mod report;
 pub mod scenario;

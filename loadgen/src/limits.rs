@@ -12,6 +12,8 @@ pub const RATE_PER_S_MAX: u32 = 10_000_000;
 pub const WINDOW_MAX: u32 = 256;
 /// Longest run, and longest warm-up.
 pub const DURATION_S_MAX: u64 = 24 * 3600;
+/// Most rounds of `share`.
+pub const ROUNDS_MAX: u32 = 1_000;
 /// Most threads that carry sessions.
 pub const THREADS_MAX: u32 = 16;
 /// Sessions of one thread that may be connecting at once while a run starts.

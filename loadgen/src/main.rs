@@ -5,10 +5,10 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use chatring_loadgen::cli::{Cli, Command, Direct};
+use chatring_loadgen::cli::{Bare, Cli, Command, Direct, Share};
 use chatring_loadgen::machine;
 use chatring_loadgen::report::html;
-use chatring_loadgen::scenario::{RunError, direct, idle, peers, verify};
+use chatring_loadgen::scenario::{RunError, bare, direct, idle, peers, share, verify};
 use clap::Parser as _;
 
 /// The node failed what was asked of it.
@@ -32,6 +32,8 @@ fn main() -> ExitCode {
             held.is_good()
         }),
         Command::Peers(options) => run_peers(options),
+        Command::Bare(options) => run_bare(options),
+        Command::Share(options) => run_share(options),
     };
     match outcome {
         Ok(true) => ExitCode::SUCCESS,
@@ -81,4 +83,27 @@ fn run_peers(options: &peers::Options) -> Result<bool, RunError> {
             .map_err(|error| RunError::Io { what: path.display().to_string(), error })?;
     }
     Ok(table.is_good())
+}
+
+fn run_bare(options: &Bare) -> Result<bool, RunError> {
+    let relayed = bare::run(options, &|_| {})?;
+    print!("{relayed}");
+    write_json(options.json.as_deref(), &relayed)?;
+    Ok(relayed.is_good())
+}
+
+fn run_share(options: &Share) -> Result<bool, RunError> {
+    let rounds = share::run(options)?;
+    print!("{rounds}");
+    let verdict = rounds.verdict();
+    let whole = serde_json::json!({ "rounds": rounds, "verdict": verdict });
+    write_json(options.json.as_deref(), &whole)?;
+    Ok(rounds.is_good())
+}
+
+fn write_json(path: Option<&Path>, result: &impl serde::Serialize) -> Result<(), RunError> {
+    let Some(path) = path else { return Ok(()) };
+    let text = serde_json::to_string_pretty(result).expect("a result is plain data");
+    std::fs::write(path, text + "\n")
+        .map_err(|error| RunError::Io { what: path.display().to_string(), error })
 }

@@ -20,6 +20,8 @@ const RUN_DIGITS: usize = 4;
 const SENDER_DIGITS: usize = 3;
 const NUMBER_DIGITS: usize = 5;
 const CHECK_DIGITS: usize = 4;
+/// Bodies up to this length are compared without an allocation.
+const SHORT_BYTES: usize = 256;
 
 /// Names a run, so that its messages are told from those of others in the same channels: 24 bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -61,18 +63,41 @@ impl Stamp {
     /// The body of `length` bytes that carries this stamp; ASCII. `length` is at least
     /// [`Stamp::BYTES`].
     pub fn body(self, length: usize) -> Bytes {
-        assert!(length >= Stamp::BYTES, "the stamp fits into the body");
-        let mut body = Vec::with_capacity(length);
-        push_digits(&mut body, u64::from(self.run.0), RUN_DIGITS);
-        push_digits(&mut body, u64::from(self.sender), SENDER_DIGITS);
-        push_digits(&mut body, u64::from(self.number), NUMBER_DIGITS);
-        let mut random = Mixer(self.seed(length));
-        push_digits(&mut body, random.draw(), CHECK_DIGITS);
-        while body.len() < length {
-            let digits = (length - body.len()).min(8);
-            push_digits(&mut body, random.draw(), digits);
-        }
+        let mut body = vec![0; length];
+        self.fill(&mut body);
         body.into()
+    }
+
+    /// The same, where it is to stand.
+    pub fn fill(self, body: &mut [u8]) {
+        let length = body.len();
+        assert!(length >= Stamp::BYTES, "the stamp fits into the body");
+        let (run, rest) = body.split_at_mut(RUN_DIGITS);
+        let (sender, rest) = rest.split_at_mut(SENDER_DIGITS);
+        let (number, rest) = rest.split_at_mut(NUMBER_DIGITS);
+        let (check, filler) = rest.split_at_mut(CHECK_DIGITS);
+        put_digits(run, u64::from(self.run.0));
+        put_digits(sender, u64::from(self.sender));
+        put_digits(number, u64::from(self.number));
+        let mut random = Mixer(self.seed(length));
+        put_digits(check, random.draw());
+        filler.chunks_mut(8).for_each(|piece| put_digits(piece, random.draw()));
+    }
+
+    /// Whether this is the body that carries the stamp. One of usual length is compared on the
+    /// stack.
+    fn is_body(self, body: &[u8]) -> bool {
+        if body.len() < Stamp::BYTES {
+            return false;
+        }
+        let mut short = [0; SHORT_BYTES];
+        match short.get_mut(..body.len()) {
+            Some(own) => {
+                self.fill(own);
+                own == body
+            }
+            None => self.body(body.len()) == body,
+        }
     }
 
     /// Reads a received body.
@@ -84,11 +109,7 @@ impl Stamp {
         let number = body.get(from..to).and_then(digits);
         let (Some(sender), Some(number)) = (sender, number) else { return Parsed::Damaged(run) };
         let stamp = Stamp { run, sender: sender as u32, number: number as u32 };
-        if body.len() >= Stamp::BYTES && stamp.body(body.len()) == body {
-            Parsed::Whole(stamp)
-        } else {
-            Parsed::Damaged(run)
-        }
+        if stamp.is_body(body) { Parsed::Whole(stamp) } else { Parsed::Damaged(run) }
     }
 
     fn seed(self, length: usize) -> u64 {
@@ -125,10 +146,10 @@ pub const fn mix(number: u64) -> u64 {
     number ^ (number >> 31)
 }
 
-/// Appends the low `digits` digits of a number, highest first.
-fn push_digits(body: &mut Vec<u8>, number: u64, digits: usize) {
-    for digit in (0..digits as u32).rev() {
-        body.push(ALPHABET[((number >> (digit * BITS_PER_DIGIT)) & 63) as usize]);
+/// Writes as many of the low digits of a number as there is room for, highest first.
+fn put_digits(room: &mut [u8], number: u64) {
+    for (digit, byte) in room.iter_mut().rev().enumerate() {
+        *byte = ALPHABET[((number >> (digit as u32 * BITS_PER_DIGIT)) & 63) as usize];
     }
 }
 

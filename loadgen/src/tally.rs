@@ -140,15 +140,18 @@ const fn header_bytes(payload_bytes: usize) -> usize {
 
 /// Size of each frame of a message, its length prefix included; `None` if there are not exactly
 /// `count` (one was skipped, so sizes and frames cannot be matched).
-fn frame_sizes(mut message: &[u8], count: usize) -> Option<Vec<usize>> {
-    let mut sizes = Vec::with_capacity(count);
-    while !message.is_empty() {
-        let (length, prefix) = varint::take(message).ok()?;
+fn frame_sizes(message: &[u8], count: usize) -> Option<impl Iterator<Item = usize>> {
+    let mut left = message;
+    let next = move || {
+        let (length, prefix) = varint::take(left).ok()?;
         let size = usize::try_from(length).ok()?.checked_add(prefix)?;
-        message = message.get(size..)?;
-        sizes.push(size);
-    }
-    (sizes.len() == count).then_some(sizes)
+        left = left.get(size..)?;
+        Some(size)
+    };
+    let sizes = std::iter::from_fn(next);
+    // Looked at twice rather than kept: there are one or two.
+    let whole = sizes.clone().sum::<usize>() == message.len() && sizes.clone().count() == count;
+    whole.then_some(sizes)
 }
 
 #[cfg(test)]

@@ -1,8 +1,10 @@
 //! What the generator can do, one module per command.
 
+pub mod bare;
 pub mod direct;
 pub mod idle;
 pub mod peers;
+pub mod share;
 pub mod verify;
 
 use std::time::{Duration, Instant};
@@ -12,6 +14,15 @@ use thiserror::Error;
 
 use crate::ledger::LedgerError;
 use crate::ready::ReadyError;
+
+/// What those who watch a server while it is loaded are told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moment {
+    /// The measured time begins.
+    Begin,
+    /// It ends.
+    End,
+}
 
 /// What a thread's sockets need.
 const SOCKETS: &str = "sockets on an io-uring, which need Linux 6.1";

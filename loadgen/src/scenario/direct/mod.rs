@@ -21,7 +21,7 @@ use tokio::task::JoinHandle;
 
 use self::meter::Meter;
 use self::talk::{OUTBOX_ENTRIES_MAX, Phase, State, Talk, User};
-use super::{RunError, SOCKETS, Stall};
+use super::{Moment, RunError, SOCKETS, Stall};
 use crate::book::{Book, Counts};
 use crate::cli;
 use crate::ledger::LedgerWriter;
@@ -57,6 +57,17 @@ pub fn user_name(number: u32) -> String {
 /// # Errors
 /// The run never began.
 pub fn run(options: &cli::Direct) -> Result<(Report, Vec<String>), RunError> {
+    run_observed(options, &|_| {})
+}
+
+/// Runs it. `observer` is told when the measured time begins and ends.
+///
+/// # Errors
+/// The run never began.
+pub fn run_observed(
+    options: &cli::Direct,
+    observer: &(dyn Fn(Moment) + Sync),
+) -> Result<(Report, Vec<String>), RunError> {
     if let Some(path) = &options.ledger {
         LedgerWriter::create(path).map_err(RunError::io(path.display().to_string()))?;
     }
@@ -73,6 +84,7 @@ pub fn run(options: &cli::Direct) -> Result<(Report, Vec<String>), RunError> {
     let ready = Ready::read(&options.node)?;
     let common = Common {
         options,
+        observer,
         threads,
         key: ready.token_key()?,
         run: RunTag::new(random.draw()),
@@ -101,6 +113,7 @@ pub fn run(options: &cli::Direct) -> Result<(Report, Vec<String>), RunError> {
 /// What all threads share.
 struct Common<'a> {
     options: &'a cli::Direct,
+    observer: &'a (dyn Fn(Moment) + Sync),
     threads: u32,
     key: TokenKey,
     run: RunTag,
@@ -308,6 +321,7 @@ impl Common<'_> {
                 meter.tick(state, now);
             });
             if now >= from && first.is_none() {
+                self.tell(thread, Moment::Begin);
                 first = Some(sample(pool));
             }
             let fatal = pool.script.with(|state| state.fatal.clone());
@@ -316,6 +330,7 @@ impl Common<'_> {
             let cut_short = fatal.or(stopped);
             if now >= to || cut_short.is_some() {
                 let last = sample(pool);
+                self.tell(thread, Moment::End);
                 self.end_of_talk(pool, cut_short.is_some());
                 return Ok(([first.unwrap_or(last), last], cut_short));
             }
@@ -331,6 +346,13 @@ impl Common<'_> {
             }
             // Sessions have their turn, however late the plan is.
             tokio::task::yield_now().await;
+        }
+    }
+
+    /// The first thread speaks for all.
+    fn tell(&self, thread: u32, moment: Moment) {
+        if thread == 0 {
+            (self.observer)(moment);
         }
     }
 

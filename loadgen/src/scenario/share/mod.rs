@@ -1,0 +1,272 @@
+//! `share`: which share of what the machine can do the node reaches, in one command.
+//!
+//! ```text
+//!  each round:  probe the machine ─▶ bare relay ─▶ bare relay with a log ─▶ chatring serve
+//!               (every server fresh, on its core; the generator on another one, in this process)
+//! ```
+//!
+//! Rounds alternate, so that a machine that becomes slower or faster meanwhile does so for all.
+
+mod figures;
+mod probe;
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use clap::Parser as _;
+
+pub use figures::{Measured, Middle, Rounds, Verdict, Who};
+pub use probe::Probe;
+
+use self::Who::{Bare, BareLog, Chatring};
+use super::{Moment, RunError, bare, direct};
+use crate::cli;
+use crate::process::{CpuTimes, Server, pin};
+
+/// How long a server may take to come up; a log is filled with zeroes first.
+const COME_UP_MAX: Duration = Duration::from_secs(60);
+/// How long to wait at the end of a load while nothing that is outstanding arrives.
+const PATIENCE_S: u64 = 20;
+/// Bytes of a body: with them a message of the bare relay has 40.
+const BODY_BYTES: usize = chatring_bare::frame::BODY_BYTES;
+/// Lines of a server's log that are shown if it fails.
+const LOG_LINES_SHOWN_MAX: usize = 10;
+/// `f_type` of a file system in memory, where a sync is nothing.
+const TMPFS_MAGIC: u64 = 0x0102_1994;
+
+/// Runs it; says on standard output how each load went.
+///
+/// # Errors
+/// A server does not come up, or a load never began.
+pub fn run(options: &cli::Share) -> Result<Rounds, RunError> {
+    let place = Place::new(options)?;
+    pin(options.generator_core).map_err(RunError::io("the generator's core"))?;
+    let mut rounds = Rounds {
+        users: options.users,
+        window: options.window,
+        duration_s: options.duration.as_secs_f64(),
+        ..Rounds::default()
+    };
+    for round in 1..=options.rounds {
+        println!("round {round}");
+        rounds.probes.push(place.probe()?);
+        for who in [Bare, BareLog, Chatring] {
+            rounds.closed.push(place.measure(who, None)?);
+        }
+    }
+    let rate = options.rate.or_else(|| options.half.then(|| rounds.half_rate()));
+    let Some(rate) = rate else { return Ok(rounds) };
+    for round in 1..=options.rounds {
+        println!("round {round} at {rate}/s");
+        rounds.open_probes.push(place.probe()?);
+        for who in [Bare, BareLog, Chatring] {
+            rounds.open.push(place.measure(who, Some(rate))?);
+        }
+    }
+    Ok(rounds)
+}
+
+/// Where the servers are and live.
+struct Place<'a> {
+    options: &'a cli::Share,
+    chatring: PathBuf,
+    bare: PathBuf,
+    folder: PathBuf,
+}
+
+impl Place<'_> {
+    fn new(options: &cli::Share) -> Result<Place<'_>, RunError> {
+        let own = std::env::current_exe().map_err(RunError::io("our own place"))?;
+        let path = |given: &Option<PathBuf>, name| match given {
+            Some(path) => path.clone(),
+            None => own.with_file_name(name),
+        };
+        let chatring = path(&options.chatring, "chatring");
+        let bare = path(&options.bare, "chatring-bare");
+        for program in [&chatring, &bare] {
+            std::fs::metadata(program).map_err(RunError::io(program.display().to_string()))?;
+        }
+        let what = options.dir.display().to_string();
+        let kind = rustix::fs::statfs(&options.dir);
+        let kind = kind.map_err(|error| RunError::io(what.clone())(error.into()))?;
+        if kind.f_type as u64 == TMPFS_MAGIC {
+            let error = std::io::Error::other("in memory, where a sync costs nothing: give --dir");
+            return Err(RunError::Io { what, error });
+        }
+        let folder = options.dir.join(format!("chatring-share-{}", std::process::id()));
+        std::fs::create_dir(&folder).map_err(RunError::io(folder.display().to_string()))?;
+        Ok(Place { options, chatring, bare, folder })
+    }
+
+    fn probe(&self) -> Result<Probe, RunError> {
+        let probe = Probe::measure(&self.folder, self.options.server_core);
+        let probe = probe.map_err(RunError::io("probing the machine"))?;
+        println!("  {probe}");
+        Ok(probe)
+    }
+
+    /// One load on a fresh server.
+    fn measure(&self, who: Who, rate: Option<u32>) -> Result<Measured, RunError> {
+        let home = self.folder.join("server");
+        std::fs::create_dir(&home).map_err(RunError::io(home.display().to_string()))?;
+        let measured = match who {
+            Bare => self.relay(who, rate, &[]),
+            BareLog => {
+                let log = home.join("log").into_os_string();
+                let mib = self.options.log_mib.to_string();
+                self.relay(who, rate, &["--log".into(), log, "--log-mib".into(), mib.into()])
+            }
+            Chatring => self.node(rate, &home),
+        };
+        std::fs::remove_dir_all(&home).map_err(RunError::io(home.display().to_string()))?;
+        let measured = measured.inspect_err(|_| self.show_log())?;
+        println!("  {measured}");
+        Ok(measured)
+    }
+
+    fn relay(
+        &self,
+        who: Who,
+        rate: Option<u32>,
+        arguments: &[OsString],
+    ) -> Result<Measured, RunError> {
+        let mut server = self.start(&self.bare, arguments)?;
+        let line = server.first_line(COME_UP_MAX).map_err(RunError::io("the bare relay"))?;
+        let address = line.trim_end().strip_prefix("listening on ");
+        let address = address.and_then(|address| address.parse::<SocketAddr>().ok());
+        let relay = address.ok_or_else(|| RunError::Node(format!("no relay: {line}")))?;
+        let load = cli::Bare {
+            relay,
+            users: self.options.users,
+            rate,
+            window: rate.is_none().then_some(self.options.window),
+            duration: self.options.duration,
+            warmup: self.options.warmup,
+            seed: 1,
+            json: None,
+        };
+        let watch = Watch::new(&server);
+        let relayed = bare::run(&load, &|moment| watch.look(moment))?;
+        let used = watch.used()?;
+        server.end();
+        let is_good = relayed.is_good();
+        let fault = relayed.cut_short.unwrap_or_else(|| format!("{} faults", relayed.faults));
+        let measured = Measured {
+            who,
+            offered_per_s: rate,
+            acked_per_s: relayed.acked_per_s,
+            server_us: 0.0,
+            server_us_by_thread: Default::default(),
+            ack: relayed.ack,
+            deliver: relayed.deliver,
+            generator_percent: relayed.loadgen_cpu_percent,
+            fault: (!is_good).then_some(fault),
+        };
+        Ok(measured.with_cpu(&used, self.options.duration.as_secs_f64()))
+    }
+
+    fn node(&self, rate: Option<u32>, home: &Path) -> Result<Measured, RunError> {
+        let ready = home.join("ready.json");
+        let fixed = ["serve", "--shards", "1", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"];
+        let mut arguments: Vec<OsString> = fixed.iter().map(OsString::from).collect();
+        arguments.extend(["--data".into(), home.join("data").into()]);
+        arguments.extend(["--ready-file".into(), ready.clone().into()]);
+        arguments.extend(self.options.serve.iter().map(OsString::from));
+        let mut server = self.start(&self.chatring, &arguments)?;
+        server.file(&ready, COME_UP_MAX).map_err(RunError::io("chatring serve"))?;
+        let load = self.direct(&ready, rate);
+        let watch = Watch::new(&server);
+        let (report, notes) = direct::run_observed(&load, &|moment| watch.look(moment))?;
+        let used = watch.used()?;
+        server.end();
+        let fault = notes.first().cloned().or(report.setup.cut_short.clone());
+        let measured = Measured {
+            who: Chatring,
+            offered_per_s: rate,
+            acked_per_s: report.acked_per_s,
+            server_us: 0.0,
+            server_us_by_thread: Default::default(),
+            ack: report.ack,
+            deliver: report.deliver,
+            generator_percent: report.loadgen_cpu_percent,
+            fault: (!report.is_good()).then(|| fault.unwrap_or_default()),
+        };
+        Ok(measured.with_cpu(&used, self.options.duration.as_secs_f64()))
+    }
+
+    /// What `direct` is asked for: a command line, so that its other options have their defaults.
+    fn direct(&self, ready: &Path, rate: Option<u32>) -> cli::Direct {
+        let cli::Share { users, window, duration, warmup, .. } = self.options;
+        let load = match rate {
+            Some(rate) => format!("--rate {rate}"),
+            None => format!("--window {window}"),
+        };
+        let (duration, warmup) = (duration.as_millis(), warmup.as_millis());
+        let words = format!(
+            "chatring-loadgen direct --users {users} {load} --duration {duration}ms \
+             --warmup {warmup}ms --body {BODY_BYTES} --patience {PATIENCE_S}s --node"
+        );
+        let words = words.split(' ').map(OsString::from).chain([ready.into()]);
+        match cli::Cli::parse_from(words).command {
+            cli::Command::Direct(direct) => direct,
+            _ => unreachable!("it is direct"),
+        }
+    }
+
+    /// What the last server said.
+    fn log(&self) -> PathBuf {
+        self.folder.join("log")
+    }
+
+    fn show_log(&self) {
+        let text = std::fs::read_to_string(self.log()).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        let last = &lines[lines.len().saturating_sub(LOG_LINES_SHOWN_MAX)..];
+        last.iter().for_each(|line| eprintln!("{line}"));
+    }
+
+    fn start(&self, program: &Path, arguments: &[OsString]) -> Result<Server, RunError> {
+        let core = self.options.server_core;
+        let server = Server::start(program, arguments, core, &self.log());
+        server.map_err(RunError::io(program.display().to_string()))
+    }
+}
+
+/// Nothing is left behind.
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        // What cannot be removed now is only a temporary folder.
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// A server's CPU times when the measured time began and ended.
+struct Watch<'a> {
+    server: &'a Server,
+    looks: Mutex<[Option<std::io::Result<CpuTimes>>; 2]>,
+}
+
+impl<'a> Watch<'a> {
+    fn new(server: &'a Server) -> Watch<'a> {
+        Watch { server, looks: Mutex::default() }
+    }
+
+    fn look(&self, moment: Moment) {
+        let times = self.server.cpu();
+        let mut looks = self.looks.lock().expect("a look does not panic");
+        looks[usize::from(moment == Moment::End)] = Some(times);
+    }
+
+    fn used(self) -> Result<CpuTimes, RunError> {
+        match self.looks.into_inner().expect("a look does not panic") {
+            [Some(Ok(begin)), Some(Ok(end))] => Ok(end.since(&begin)),
+            [Some(Err(error)), _] | [_, Some(Err(error))] => {
+                Err(RunError::io("the server's CPU times")(error))
+            }
+            _ => Err(RunError::Stopped),
+        }
+    }
+}
