@@ -13,8 +13,12 @@ use crate::limits::{
     BURN_US_MAX, DURATION_S_MAX, LOAD_STEPS_MAX, RATE_PER_S_MAX, ROUNDS_MAX, THREADS_MAX,
     USERS_MAX, WINDOW_MAX,
 };
-use crate::scenario::peers;
+use crate::scenario::{knee, peers};
 use crate::stamp::Stamp;
+
+/// How long `direct` waits at the end while nothing that is outstanding arrives, unless told
+/// otherwise.
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Load on a Chatring node, measured honestly, with books of its own.
 ///
@@ -37,6 +41,8 @@ pub enum Command {
     Verify(Verify),
     /// Sessions that only heartbeat
     Idle(Idle),
+    /// Finds the highest rate at which latency, punctuality and backlog hold
+    Knee(knee::Options),
     /// The same load on Chatring and on other servers that are installed here, into one table
     Peers(peers::Options),
     /// The load of `direct` on the bare relay: what the machine can do at most
@@ -283,7 +289,7 @@ pub struct Share {
     pub serve: Vec<String>,
 }
 
-fn even_users(text: &str) -> Result<u32, String> {
+pub(crate) fn even_users(text: &str) -> Result<u32, String> {
     match text.parse() {
         Ok(users) if users % 2 == 0 && (2..=USERS_MAX).contains(&users) => Ok(users),
         _ => Err(format!("an even number from 2 to {USERS_MAX}: users talk in pairs")),
@@ -341,6 +347,8 @@ mod tests {
             "direct --node r --users 2 --ramp 100..2000 --duration 10s --strict --progress",
             "direct --node r --users 2 --steps 10,20,30 --duration 3s --burn-us 9",
             "direct --node r --users 2 --rate 1 --duration 3s --hdr-log h --html p",
+            "knee --node r --users 100",
+            "knee --node r --users 100 --p99-ms 5 --from 10 --to 99 --step 1s --max-time 1m",
             "verify --node r --ledger a",
             "verify --node r --ledger a b --ledger c",
             "idle --node r --users 1001 --hold 30s",

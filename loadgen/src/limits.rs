@@ -52,3 +52,5 @@ pub const LOAD_STEPS_MAX: usize = 64;
 pub const RAMP_SECTIONS: u32 = 10;
 /// Most CPU time that may be burnt for each message, in microseconds.
 pub const BURN_US_MAX: u32 = 1_000_000;
+/// Most tries of a search for the knee.
+pub const KNEE_STEPS_MAX: usize = 200;

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use chatring_loadgen::cli::{Bare, Cli, Command, Direct, Share};
 use chatring_loadgen::machine;
 use chatring_loadgen::report::html;
-use chatring_loadgen::scenario::{RunError, bare, direct, idle, peers, share, verify};
+use chatring_loadgen::scenario::{RunError, bare, direct, idle, knee, peers, share, verify};
 use clap::Parser as _;
 
 /// The node failed what was asked of it.
@@ -31,6 +31,7 @@ fn main() -> ExitCode {
             print!("{held}");
             held.is_good()
         }),
+        Command::Knee(options) => run_knee(options),
         Command::Peers(options) => run_peers(options),
         Command::Bare(options) => run_bare(options),
         Command::Share(options) => run_share(options),
@@ -65,6 +66,22 @@ fn run_direct(options: &Direct) -> Result<bool, RunError> {
         true if options.output.strict && report.is_generator_bottleneck() => {
             Err(RunError::Bottleneck)
         }
+        is_good => Ok(is_good),
+    }
+}
+
+fn run_knee(options: &knee::Options) -> Result<bool, RunError> {
+    println!("{}", knee::HEAD);
+    let found = knee::run(options, |step| println!("{step}"))?;
+    print!("{found}");
+    if let Some(path) = &options.json {
+        found.write_json(path).map_err(not_written(path))?;
+    }
+    if let Some(path) = &options.html {
+        std::fs::write(path, html::knee(&found)).map_err(not_written(path))?;
+    }
+    match found.is_good() {
+        true if options.strict && found.is_generator_limit => Err(RunError::Bottleneck),
         is_good => Ok(is_good),
     }
 }

@@ -3,6 +3,7 @@
 pub mod bare;
 pub mod direct;
 pub mod idle;
+pub mod knee;
 pub mod peers;
 pub mod share;
 pub mod verify;

@@ -10,7 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 use chatring_loadgen::cli::Command;
 use chatring_loadgen::report::Report;
 use chatring_loadgen::report::interval::Stage;
-use chatring_loadgen::scenario::direct;
+use chatring_loadgen::scenario::{direct, knee};
 use hdrhistogram::Histogram;
 use hdrhistogram::serialization::Deserializer;
 use hdrhistogram::serialization::interval_log::{IntervalLogIterator, LogEntry, Tag};
@@ -149,4 +149,30 @@ fn a_load_above_what_the_node_holds_leaves_a_backlog() {
     assert!(report.backlog.start < 100, "{:?}", report.backlog);
     assert!((400..=700).contains(&report.backlog.end), "{:?}", report.backlog);
     assert!(report.acked_per_s < 600.0, "{report}");
+}
+
+#[test]
+fn the_knee_of_a_node_that_holds_a_known_rate_is_found() {
+    let node = FaultyNode::start(Fault::Paced(Duration::from_millis(1)));
+    let line = "knee --users 6 --from 200 --to 10000 --p99-ms 60 --precision 20 --late 100 \
+                --step 600ms --warmup 200ms --max-time 60s";
+    let Command::Knee(options) = command(&node, line) else { panic!("another command") };
+    let mut told = Vec::new();
+    let knee = knee::run(&options, |step| told.push(step.rate_per_s)).unwrap();
+    let found = knee.knee_per_s.unwrap();
+    assert!((600..=1_050).contains(&found), "{found}, after {told:?}: {knee}");
+    assert!(knee.is_good() && knee.cut_short.is_none(), "{knee}");
+    let failed = knee.failed_per_s.unwrap();
+    assert!(failed > found && f64::from(failed) <= f64::from(found) * 1.2 + 1.0, "{knee}");
+    assert_eq!(told.len(), knee.steps.len());
+}
+
+#[test]
+fn a_search_for_the_knee_ends_in_time() {
+    let node = FaultyNode::start(Fault::None);
+    let line = "knee --users 2 --step 300ms --warmup 0s --max-time 1s --p99-ms 1000 --late 100";
+    let Command::Knee(options) = command(&node, line) else { panic!("another command") };
+    let knee = knee::run(&options, |_| ()).unwrap();
+    assert!(knee.cut_short.is_some() && knee.steps.len() <= 3, "{knee}");
+    assert!(knee.knee_per_s.is_some(), "{knee}");
 }

@@ -7,7 +7,7 @@ use super::page::{Page, Text};
 const WIDTH: f64 = 1_000.0;
 const HEIGHT: f64 = 300.0;
 const LEFT: f64 = 70.0;
-const RIGHT: f64 = 18.0;
+const RIGHT: f64 = 30.0;
 const TOP: f64 = 16.0;
 const BOTTOM: f64 = 40.0;
 /// Points of a line beyond which neighbours are drawn as one: more than a screen shows.

@@ -1,7 +1,9 @@
 //! Reports as a page in one file that opens without network, in light and dark.
 
 pub mod chart;
+mod knee;
 pub mod page;
 mod run;
 
-pub use self::run::{curves, latencies, run, settings, throughput};
+pub use self::knee::knee;
+pub use self::run::run;
