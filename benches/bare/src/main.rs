@@ -11,6 +11,7 @@ use std::time::Duration;
 use chatring_bare::log::Log;
 use chatring_bare::relay::Relay;
 use clap::Parser;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Longest delay of a sync.
 const SYNC_DELAY_MS_MAX: u64 = 60_000;
@@ -47,6 +48,9 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli) -> io::Result<std::convert::Infallible> {
+    // Each user takes a descriptor. Where more are not allowed, the relay says when they run out.
+    let limit = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
     let delay = Duration::from_millis(cli.sync_delay_ms);
     let bytes = u64::from(cli.log_mib) << 20;
     let log = cli.log.as_ref().map(|path| Log::create(path, bytes, delay)).transpose()?;

@@ -78,6 +78,8 @@ pub struct Sockets {
     done: Vec<Done>,
     listener: Option<TcpListener>,
     is_accepting: bool,
+    /// Why the listener accepts no more: told by the next turn.
+    refused: Option<io::Error>,
     /// Operations that the kernel holds.
     in_flight: usize,
 }
@@ -149,6 +151,7 @@ impl Sockets {
             done: Vec::new(),
             listener: None,
             is_accepting: false,
+            refused: None,
             in_flight: 0,
         })
     }
@@ -189,8 +192,11 @@ impl Sockets {
     /// [`Sockets::drain`].
     ///
     /// # Errors
-    /// The ring is of no use any more.
+    /// The ring is of no use any more, or the listener cannot accept for want of descriptors.
     pub fn turn(&mut self, wait: Wait) -> io::Result<usize> {
+        if let Some(error) = self.refused.take() {
+            return Err(error);
+        }
         self.start()?;
         self.take();
         let want = u32::from(wait == Wait::Long && self.done.is_empty());
@@ -257,8 +263,12 @@ impl Sockets {
     }
 
     fn accepted(&mut self, result: i32, on: &mut impl FnMut(&mut Outs, Key, Input<'_>)) {
-        // One that ended before it was accepted is nobody's fault.
         if result < 0 {
+            // One that ended before it was accepted is nobody's fault. Without descriptors the next
+            // attempt would fail at once, too.
+            if matches!(-result, libc::EMFILE | libc::ENFILE) {
+                self.refused = Some(io::Error::from_raw_os_error(-result));
+            }
             return;
         }
         // SAFETY: the kernel made this descriptor for us, and nobody else knows it.
