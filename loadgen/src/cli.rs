@@ -43,6 +43,8 @@ pub enum Command {
     Idle(Idle),
     /// Finds the highest rate at which latency, punctuality and backlog hold
     Knee(knee::Options),
+    /// Says what differs between two runs, from what `direct --json` wrote
+    Compare(Compare),
     /// The same load on Chatring and on other servers that are installed here, into one table
     Peers(peers::Options),
     /// The load of `direct` on the bare relay: what the machine can do at most
@@ -204,6 +206,20 @@ fn rate(text: &str) -> Option<u32> {
     text.trim().parse().ok().filter(|rate| (1..=RATE_PER_S_MAX).contains(rate))
 }
 
+/// The options of `compare`.
+#[derive(Clone, Debug, Args)]
+pub struct Compare {
+    /// The run against which the other one is judged
+    #[arg(value_name = "A.json")]
+    pub a: PathBuf,
+    /// The other run
+    #[arg(value_name = "B.json")]
+    pub b: PathBuf,
+    /// Writes a page here, to look at in a browser
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+}
+
 /// The options of `bare`.
 #[derive(Clone, Debug, Args)]
 #[command(group = ArgGroup::new("load").required(true).args(["rate", "window"]))]
@@ -347,6 +363,7 @@ mod tests {
             "direct --node r --users 2 --ramp 100..2000 --duration 10s --strict --progress",
             "direct --node r --users 2 --steps 10,20,30 --duration 3s --burn-us 9",
             "direct --node r --users 2 --rate 1 --duration 3s --hdr-log h --html p",
+            "compare a.json b.json --html c.html",
             "knee --node r --users 100",
             "knee --node r --users 100 --p99-ms 5 --from 10 --to 99 --step 1s --max-time 1m",
             "verify --node r --ledger a",

@@ -54,3 +54,5 @@ pub const RAMP_SECTIONS: u32 = 10;
 pub const BURN_US_MAX: u32 = 1_000_000;
 /// Most tries of a search for the knee.
 pub const KNEE_STEPS_MAX: usize = 200;
+/// Largest report that is read for a comparison: that of the longest run.
+pub const REPORT_FILE_BYTES_MAX: u64 = 512 * 1024 * 1024;

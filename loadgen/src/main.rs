@@ -5,9 +5,10 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use chatring_loadgen::cli::{Bare, Cli, Command, Direct, Share};
+use chatring_loadgen::cli::{Bare, Cli, Command, Compare, Direct, Share};
 use chatring_loadgen::machine;
-use chatring_loadgen::report::html;
+use chatring_loadgen::report::compare::Comparison;
+use chatring_loadgen::report::{Report, html};
 use chatring_loadgen::scenario::{RunError, bare, direct, idle, knee, peers, share, verify};
 use clap::Parser as _;
 
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
             held.is_good()
         }),
         Command::Knee(options) => run_knee(options),
+        Command::Compare(options) => run_compare(options),
         Command::Peers(options) => run_peers(options),
         Command::Bare(options) => run_bare(options),
         Command::Share(options) => run_share(options),
@@ -57,10 +59,10 @@ fn run_direct(options: &Direct) -> Result<bool, RunError> {
     }
     print!("{report}");
     if let Some(path) = &options.output.json {
-        report.write_json(path).map_err(not_written(path))?;
+        report.write_json(path).map_err(not_usable(path))?;
     }
     if let Some(path) = &options.output.html {
-        std::fs::write(path, html::run(&report)).map_err(not_written(path))?;
+        std::fs::write(path, html::run(&report)).map_err(not_usable(path))?;
     }
     match report.is_good() {
         true if options.output.strict && report.is_generator_bottleneck() => {
@@ -75,10 +77,10 @@ fn run_knee(options: &knee::Options) -> Result<bool, RunError> {
     let found = knee::run(options, |step| println!("{step}"))?;
     print!("{found}");
     if let Some(path) = &options.json {
-        found.write_json(path).map_err(not_written(path))?;
+        found.write_json(path).map_err(not_usable(path))?;
     }
     if let Some(path) = &options.html {
-        std::fs::write(path, html::knee(&found)).map_err(not_written(path))?;
+        std::fs::write(path, html::knee(&found)).map_err(not_usable(path))?;
     }
     match found.is_good() {
         true if options.strict && found.is_generator_limit => Err(RunError::Bottleneck),
@@ -86,7 +88,20 @@ fn run_knee(options: &knee::Options) -> Result<bool, RunError> {
     }
 }
 
-fn not_written(path: &Path) -> impl FnOnce(std::io::Error) -> RunError {
+fn run_compare(options: &Compare) -> Result<bool, RunError> {
+    let read = |path: &Path| Report::read_json(path).map_err(not_usable(path));
+    let (a, b) = (read(&options.a)?, read(&options.b)?);
+    let comparison = Comparison::new(&a, &b);
+    print!("{comparison}");
+    if let Some(path) = &options.html {
+        let names = [&options.a, &options.b].map(|path| path.display().to_string());
+        let page = html::compare(&comparison, [&names[0], &names[1]]);
+        std::fs::write(path, page).map_err(not_usable(path))?;
+    }
+    Ok(true)
+}
+
+fn not_usable(path: &Path) -> impl FnOnce(std::io::Error) -> RunError {
     let what = path.display().to_string();
     move |error| RunError::Io { what, error }
 }

@@ -47,6 +47,8 @@ pub struct Collector {
     /// For each thread the first interval that it may still speak of.
     next: Vec<u32>,
     pending: BTreeMap<u32, (Duration, Seen)>,
+    /// The first interval that no row tells of.
+    untold: u32,
     log: Option<HdrLog<BufWriter<File>>>,
     shows_progress: bool,
     collected: Collected,
@@ -59,6 +61,7 @@ impl Collector {
             grid,
             next: vec![0; threads as usize],
             pending: BTreeMap::new(),
+            untold: 0,
             log: None,
             shows_progress: false,
             collected: Collected::default(),
@@ -123,15 +126,18 @@ impl Collector {
     /// The oldest interval is complete.
     fn pop(&mut self) {
         let Some((number, (to, seen))) = self.pending.pop_first() else { return };
-        let row = seen.row(&self.grid, number, to);
+        // If no thread spoke of the intervals before, what came in them is in this one.
+        let from = self.grid.start_of(self.untold.min(number));
+        self.untold = number + 1;
+        let row = seen.row(&self.grid, number, from, to);
         if self.shows_progress {
             // Nobody may be reading any more, which is no reason to stop.
             let _ = writeln!(io::stderr(), "{}", progress(&row));
         }
-        let from = self.grid.start_of(number);
-        let measured = from.saturating_sub(self.grid.measured_from());
-        let added =
-            self.log.as_mut().map(|log| log.add(measured, to.saturating_sub(from), &seen.timed));
+        let origin = self.grid.measured_from();
+        let (from, to) = (from.saturating_sub(origin), to.saturating_sub(origin));
+        let length = to.saturating_sub(from);
+        let added = self.log.as_mut().map(|log| log.add(from, length, &seen.timed));
         self.note(added);
         self.collected.timed.merge(&seen.timed);
         if self.collected.series.len() < SERIES_ROWS_MAX {
@@ -226,6 +232,14 @@ mod tests {
         let acked: Vec<_> = collected.series.iter().map(|row| row.acked_per_s).collect();
         assert_eq!(acked, [1.0, 2.0, 12.0]);
         assert_eq!(collected.timed.ack.count(), 4);
+    }
+
+    #[test]
+    fn a_second_in_which_nothing_was_noticed_is_part_of_the_next_row() {
+        let collected = collect(1, vec![part(0, 0, 1), part(0, 2, 6)]);
+        let rows: Vec<_> = collected.series.iter().map(|row| (row.time_s, row.length_s)).collect();
+        assert_eq!(rows, [(0.0, 1.0), (1.0, 2.0)]);
+        assert_eq!(collected.series[1].acked_per_s, 3.0);
     }
 
     #[test]

@@ -143,9 +143,8 @@ impl Seen {
         self.timed.merge(&other.timed);
     }
 
-    /// As a line of the series.
-    pub fn row(&self, grid: &Grid, number: u32, to: Duration) -> Row {
-        let from = grid.start_of(number);
+    /// As a line of the series, from and to a time after the start of the load.
+    pub fn row(&self, grid: &Grid, number: u32, from: Duration, to: Duration) -> Row {
         let length = to.saturating_sub(from).as_secs_f64().max(1e-3);
         let per_s = |count: u64| (count as f64 / length * 10.0).round() / 10.0;
         let time_s = from.as_secs_f64() - grid.measured_from().as_secs_f64();
@@ -243,7 +242,7 @@ mod tests {
     fn a_row_is_of_its_own_length() {
         let grid = Grid::new(ms(0), ms(500));
         let seen = Seen { acked: 100, cpu: ms(250), ..Seen::default() };
-        let row = seen.row(&grid, 0, ms(500));
+        let row = seen.row(&grid, 0, ms(0), ms(500));
         assert_eq!((row.acked_per_s, row.cpu_percent, row.length_s), (200.0, 50.0, 0.5));
     }
 }

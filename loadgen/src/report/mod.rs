@@ -1,6 +1,7 @@
 //! The result of a run of `direct`: as JSON for scripts, as text for people, as a page to look at.
 
 pub mod collect;
+pub mod compare;
 pub mod environment;
 pub mod hdr_log;
 pub mod html;

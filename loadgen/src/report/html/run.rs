@@ -19,7 +19,7 @@ pub fn run(report: &Report) -> String {
     throughput(&mut page, &[("", report)]);
     page.paragraph("soft", "Shaded: warm-up, and the wait for what was outstanding.");
     page.heading("Latency over time");
-    latency_over_time(&mut page, report);
+    latencies_over_time(&mut page, &[("", report)]);
     page.heading("Latency by percentile");
     curves(&mut page, &[("", report)]);
     latencies(&mut page, &[("ack", &report.ack), ("delivery", &report.deliver)]);
@@ -59,6 +59,31 @@ pub fn throughput(page: &mut Page, runs: &[(&str, &Report)]) {
         _ => Vec::new(),
     };
     time_chart("messages/s", Scale::Linear, lines, shades).draw(page);
+}
+
+/// Charts of latencies over time, of one run or of two.
+pub fn latencies_over_time(page: &mut Page, runs: &[(&str, &Report)]) {
+    type Kind = (&'static str, fn(&Row) -> f64);
+    let [p50, p99]: [Kind; 2] = [("ack 50 %", |row| row.ack.p50), ("ack 99 %", |row| row.ack.p99)];
+    let max: Kind = ("ack max", |row| row.ack.max);
+    let deliver: Kind = ("delivery 99 %", |row| row.deliver.p99);
+    let line = |run: &(&str, &Report), (kind, value): Kind, colour| {
+        let points = over_time(&run.1.series, |row| above_zero(value(row) / 1e3));
+        Line::new(format!("{} {kind}", run.0).trim(), colour, points)
+    };
+    let (lines, shades) = match runs {
+        [run] => {
+            let solid =
+                [(p50, 0), (p99, 1), (max, 3)].map(|(kind, colour)| line(run, kind, colour));
+            let dashed = line(run, deliver, 2).dashed();
+            (solid.into_iter().chain([dashed]).collect(), shades(run.1))
+        }
+        _ => {
+            let of = |(index, run)| [line(run, p99, index), line(run, p50, index).dashed()];
+            (runs.iter().enumerate().flat_map(of).collect(), Vec::new())
+        }
+    };
+    time_chart("ms", Scale::Log, lines, shades).draw(page);
 }
 
 /// The curves of all percentiles, of one run or of two.
@@ -155,19 +180,6 @@ fn tiles(page: &mut Page, report: &Report) {
         (format!("{} ms", ms(report.deliver.p99)), "delivery, 99 %"),
         (format!("{} ms", ms(report.ack.max)), "ack, longest"),
     ]);
-}
-
-fn latency_over_time(page: &mut Page, report: &Report) {
-    let line = |name, colour, value: fn(&Row) -> f64| {
-        Line::new(name, colour, over_time(&report.series, |row| above_zero(value(row) / 1e3)))
-    };
-    let lines = vec![
-        line("ack 50 %", 0, |row| row.ack.p50),
-        line("ack 99 %", 1, |row| row.ack.p99),
-        line("ack max", 3, |row| row.ack.max),
-        line("delivery 99 %", 2, |row| row.deliver.p99).dashed(),
-    ];
-    time_chart("ms", Scale::Log, lines, shades(report)).draw(page);
 }
 
 fn sections(page: &mut Page, sections: &[SectionReport]) {
