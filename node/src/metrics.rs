@@ -95,6 +95,9 @@ pub fn of_store(store: &StoreMetrics) -> Vec<Metric> {
         ("lane_stopped", "commits refused in a stopped lane", store.lane_stopped),
         ("reads", "reads served", store.reads),
         ("read_errors", "reads that failed at the disk", store.read_errors),
+        ("ingestions", "memtables taken to rest", store.ingestions),
+        ("ingested_bytes", "bytes of rows taken to rest", store.ingested_bytes),
+        ("stalls", "writes that waited for an ingestion or a log segment", store.stalls),
     ];
     let gauges = [
         ("queued_commits", "commits waiting for a group", store.queued_commits as u64),
@@ -104,6 +107,10 @@ pub fn of_store(store: &StoreMetrics) -> Vec<Metric> {
         ("resolver_writes", "writes that the resolver remembers", store.resolver_writes as u64),
         ("disk_free_bytes", "bytes that the file system has free", store.free_bytes),
         ("disk_reserve_bytes", "bytes that are kept free", store.reserve_bytes),
+        ("log_segments", "log segments with records or ready", store.log_segments as u64),
+        ("log_spares", "log segments kept to be written again", store.log_spares as u64),
+        ("memtable_bytes", "bytes of the memtable being filled", store.memtable_bytes),
+        ("sealed_tables", "memtables that wait to be ingested", store.sealed_tables as u64),
     ];
     let counters = counters.map(|(name, help, v)| (name, help, MetricValue::Counter(v)));
     let gauges = gauges.map(|(name, help, v)| (name, help, MetricValue::Gauge(v)));
@@ -113,8 +120,20 @@ pub fn of_store(store: &StoreMetrics) -> Vec<Metric> {
         sum: micros(store.write_us_sum),
         buckets: bounds.zip(store.write_us_buckets).collect(),
     };
-    let writes = [("write_seconds", "time to write and sync a group", writes)];
-    let all = counters.into_iter().chain(gauges).chain(writes);
+    let seconds = [
+        ("write_seconds", "time to write and sync a group", writes),
+        (
+            "stall_seconds",
+            "time that writes waited for an ingestion or a log segment",
+            MetricValue::CounterF(micros(store.stall_us)),
+        ),
+        (
+            "ingestion_seconds",
+            "time that taking memtables to rest took",
+            MetricValue::CounterF(micros(store.ingestion_us)),
+        ),
+    ];
+    let all = counters.into_iter().chain(gauges).chain(seconds);
     all.map(|(name, help, value)| Metric::new(&format!("chatring_store_{name}"), help, value))
         .collect()
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Period;
 use crate::gateway::{Driver, GatewayLimits};
-use crate::store::embedded::EmbeddedConfig;
+use crate::store::embedded::{DiskKind, EmbeddedConfig};
 
 /// The whole configuration. `docs/operating.md` has a line for each key.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -183,6 +183,8 @@ impl Default for Limits {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Store {
+    /// What it writes to. A folder of the other one is converted at the start.
+    pub disk: DiskKind,
     /// Least time between the starts of two commits: fewer and larger syncs, later answers.
     pub commit_gap: Period,
     /// Bytes of memory for rows read from disk.
@@ -197,6 +199,7 @@ impl Store {
     /// What the engine is opened with.
     pub fn embedded(&self) -> EmbeddedConfig {
         EmbeddedConfig {
+            disk: self.disk,
             commit_gap_us: self.commit_gap.as_us(),
             cache_bytes: self.cache_bytes,
             memtable_bytes: self.memtable_bytes,
@@ -209,6 +212,7 @@ impl Default for Store {
     fn default() -> Store {
         let engine = EmbeddedConfig::default();
         Store {
+            disk: engine.disk,
             commit_gap: Period::from_us(engine.commit_gap_us),
             cache_bytes: engine.cache_bytes,
             memtable_bytes: engine.memtable_bytes,

@@ -55,6 +55,24 @@ pub struct StoreMetrics {
     pub free_bytes: u64,
     /// Bytes that are kept free.
     pub reserve_bytes: u64,
+    /// Segments of the log with records, or ready for them.
+    pub log_segments: usize,
+    /// Segments of the log kept to be written again.
+    pub log_spares: usize,
+    /// Bytes of the memtable that takes records.
+    pub memtable_bytes: u64,
+    /// Memtables that wait to be ingested.
+    pub sealed_tables: usize,
+    /// Memtables ingested.
+    pub ingestions: u64,
+    /// Bytes of their rows.
+    pub ingested_bytes: u64,
+    /// Sum of the times that ingesting took, in microseconds.
+    pub ingestion_us: u64,
+    /// Writes that had to wait for a memtable to be ingested, or for a segment.
+    pub stalls: u64,
+    /// Sum of those waits, in microseconds.
+    pub stall_us: u64,
 }
 
 /// The live counters, written by the engine's threads.
@@ -80,6 +98,15 @@ pub(crate) struct Counters {
     pub resolver_writes: AtomicUsize,
     pub free_bytes: AtomicU64,
     pub reserve_bytes: AtomicU64,
+    pub log_segments: AtomicUsize,
+    pub log_spares: AtomicUsize,
+    pub memtable_bytes: AtomicU64,
+    pub sealed_tables: AtomicUsize,
+    pub ingestions: AtomicU64,
+    pub ingested_bytes: AtomicU64,
+    pub ingestion_us: AtomicU64,
+    pub stalls: AtomicU64,
+    pub stall_us: AtomicU64,
 }
 
 impl Counters {
@@ -126,6 +153,13 @@ impl Counters {
         self.write_us_sum.fetch_add(micros, Relaxed);
     }
 
+    /// A write had to wait.
+    pub(crate) fn stalled(&self, waited: Duration) {
+        Counters::bump(&self.stalls);
+        let micros = u64::try_from(waited.as_micros()).unwrap_or(u64::MAX);
+        self.stall_us.fetch_add(micros, Relaxed);
+    }
+
     /// The figures of now, without those that live elsewhere.
     pub(crate) fn read(&self) -> StoreMetrics {
         StoreMetrics {
@@ -149,6 +183,15 @@ impl Counters {
             resolver_writes: self.resolver_writes.load(Relaxed),
             free_bytes: self.free_bytes.load(Relaxed),
             reserve_bytes: self.reserve_bytes.load(Relaxed),
+            log_segments: self.log_segments.load(Relaxed),
+            log_spares: self.log_spares.load(Relaxed),
+            memtable_bytes: self.memtable_bytes.load(Relaxed),
+            sealed_tables: self.sealed_tables.load(Relaxed),
+            ingestions: self.ingestions.load(Relaxed),
+            ingested_bytes: self.ingested_bytes.load(Relaxed),
+            ingestion_us: self.ingestion_us.load(Relaxed),
+            stalls: self.stalls.load(Relaxed),
+            stall_us: self.stall_us.load(Relaxed),
         }
     }
 }

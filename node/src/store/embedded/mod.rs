@@ -34,6 +34,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
 use chatring_core::kv::{Completion, Version};
+use serde::{Deserialize, Serialize};
 
 pub use self::folder::{OpenError, STORE_FORMAT};
 pub use self::handle::EmbeddedHandle;
@@ -41,8 +42,10 @@ pub use self::metrics::{StoreMetrics, WRITE_US_BOUNDS};
 
 use self::committer::ElapsedClock;
 use self::disk::{Batch, Disk, DiskError, PlainDisk, PlainOptions};
+use self::disk::{HybridDisk, HybridOptions, SEGMENT_BYTES};
 use self::folder::Folder;
 use self::limits::{READER_THREADS, RESERVE_BYTES_DEFAULT};
+use self::metrics::Counters;
 use self::queue::Submitter;
 use self::resolver::ResolverBounds;
 use self::room::SpaceProbe;
@@ -57,9 +60,22 @@ pub mod bench_support {
 /// The version of a store in which nothing has been written.
 const FIRST_VERSION: Version = Version(1);
 
+/// What the engine writes to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DiskKind {
+    /// fjall alone, with a synced batch for each group.
+    #[default]
+    Plain,
+    /// A log and memtables in front of fjall.
+    Hybrid,
+}
+
 /// What an operator may set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EmbeddedConfig {
+    /// What it writes to. A folder of the other one is converted at the opening.
+    pub disk: DiskKind,
     /// Least time between the starts of two groups, in microseconds. More: fewer and larger syncs,
     /// later acknowledgements.
     pub commit_gap_us: u64,
@@ -74,6 +90,7 @@ pub struct EmbeddedConfig {
 impl Default for EmbeddedConfig {
     fn default() -> EmbeddedConfig {
         EmbeddedConfig {
+            disk: DiskKind::default(),
             commit_gap_us: 0,
             cache_bytes: 64 << 20,
             memtable_bytes: 64 << 20,
@@ -103,6 +120,8 @@ pub(crate) struct Parts {
     pub wrap: Box<dyn FnOnce(Arc<dyn Disk>) -> Arc<dyn Disk>>,
     /// What the resolver remembers.
     pub bounds: ResolverBounds,
+    /// Bytes of a segment of the hybrid disk's log.
+    pub segment_bytes: u64,
 }
 
 impl Default for Parts {
@@ -114,6 +133,7 @@ impl Default for Parts {
             on_fatal: Arc::new(|_| std::process::abort()),
             wrap: Box::new(|disk| disk),
             bounds: ResolverBounds::default(),
+            segment_bytes: SEGMENT_BYTES,
         }
     }
 }
@@ -134,9 +154,17 @@ impl EmbeddedStore {
         config: EmbeddedConfig,
         mut parts: Parts,
     ) -> Result<EmbeddedStore, OpenError> {
-        let folder = Folder::open(dir)?;
+        let mut folder = Folder::open(dir, config.disk)?;
         folder.ensure_rows(|draft| make_rows(&folder, draft, &config))?;
-        let disk = open_rows(&folder, &config)?;
+        let counters = Arc::<Counters>::default();
+        let hybrid = HybridOptions {
+            plain: plain_options(&config),
+            segment_bytes: parts.segment_bytes,
+            probe: Default::default(),
+            counters: Arc::clone(&counters),
+        };
+        convert(&mut folder, config.disk, &hybrid)?;
+        let disk = open_rows(&folder, hybrid)?;
         let wrap = std::mem::replace(&mut parts.wrap, Box::new(|disk| disk));
         let disk = wrap(disk);
         let version = disk
@@ -145,8 +173,8 @@ impl EmbeddedStore {
             .map_err(|error| folder.unreadable(error.to_string()))?
             .and_then(|value| system::parse_version(&value))
             .ok_or_else(|| folder.unreadable("its version row is missing or damaged"))?;
-        let threads =
-            Threads::start(dir, &config, parts, disk, version).map_err(folder::at(dir))?;
+        let threads = Threads::start(dir, &config, parts, disk, version, counters)
+            .map_err(folder::at(dir))?;
         Ok(EmbeddedStore { threads, next_submitter: AtomicU32::new(0), _folder: folder })
     }
 
@@ -187,13 +215,54 @@ fn make_rows(folder: &Folder, draft: &Path, config: &EmbeddedConfig) -> Result<(
         disk.write(Batch { rows: vec![(key, Some(system::version_value(FIRST_VERSION)))] })?;
         disk.close()
     };
-    make().map_err(|error| open_error(folder, draft, error))
+    make().map_err(|error| open_error(folder, draft, error))?;
+    match folder.disk() {
+        DiskKind::Hybrid => folder.make_log(),
+        DiskKind::Plain => Ok(()),
+    }
 }
 
-fn open_rows(folder: &Folder, config: &EmbeddedConfig) -> Result<Arc<dyn Disk>, OpenError> {
-    let path = folder.rows();
-    let disk = PlainDisk::open(&path, plain_options(config));
-    Ok(Arc::new(disk.map_err(|error| open_error(folder, &path, error))?))
+/// Makes the folder one of the wanted disk. What is at rest is the same in both; so to the hybrid
+/// disk only an empty log is added, and to leave it the log is ingested. The format file changes
+/// in between: a log without it has no meaning.
+fn convert(folder: &mut Folder, to: DiskKind, hybrid: &HybridOptions) -> Result<(), OpenError> {
+    match (folder.disk(), to) {
+        (DiskKind::Plain, DiskKind::Hybrid) => {
+            folder.make_log()?;
+            folder.set_disk(to)?;
+            tracing::info!("the data folder is one of the hybrid disk from now on");
+        }
+        (DiskKind::Hybrid, DiskKind::Plain) => {
+            let drain = || {
+                let disk = open_hybrid(folder, hybrid.clone())?;
+                disk.drain().and_then(|()| disk.close())
+            };
+            drain().map_err(|error| open_error(folder, &folder.log(), error))?;
+            folder.set_disk(to)?;
+            folder.remove_log()?;
+            tracing::info!("the data folder is one of the plain disk from now on");
+        }
+        (DiskKind::Plain, DiskKind::Plain) => folder.remove_log()?,
+        (DiskKind::Hybrid, DiskKind::Hybrid) => {}
+    }
+    Ok(())
+}
+
+fn open_rows(folder: &Folder, hybrid: HybridOptions) -> Result<Arc<dyn Disk>, OpenError> {
+    let disk: Result<Arc<dyn Disk>, DiskError> = match folder.disk() {
+        DiskKind::Plain => {
+            PlainDisk::open(&folder.rows(), hybrid.plain).map(|disk| Arc::new(disk) as _)
+        }
+        DiskKind::Hybrid => open_hybrid(folder, hybrid).map(|disk| Arc::new(disk) as _),
+    };
+    disk.map_err(|error| open_error(folder, &folder.rows(), error))
+}
+
+fn open_hybrid(folder: &Folder, options: HybridOptions) -> Result<HybridDisk, DiskError> {
+    if !folder.log().try_exists()? {
+        return Err(DiskError::Corrupt("its log is missing".into()));
+    }
+    HybridDisk::open(&folder.rows(), &folder.log(), options)
 }
 
 fn plain_options(config: &EmbeddedConfig) -> PlainOptions {

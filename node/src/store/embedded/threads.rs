@@ -46,8 +46,8 @@ impl Threads {
         parts: Parts,
         disk: Arc<dyn Disk>,
         version: Version,
+        counters: Arc<Counters>,
     ) -> io::Result<Threads> {
-        let counters = Arc::new(Counters::default());
         // One place more than commits: the closing message never waits behind a full queue.
         let (commits, commit_queue) = flume::bounded(QUEUE_COMMITS_MAX + 1);
         let (reads, read_queue) = flume::bounded(QUEUE_READS_MAX);

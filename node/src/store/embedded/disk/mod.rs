@@ -17,8 +17,10 @@ use chatring_core::kv::{KeyRange, Order};
 
 #[cfg(test)]
 pub(crate) mod fault;
+mod hybrid;
 mod plain;
 
+pub(crate) use hybrid::{HybridDisk, HybridOptions, SEGMENT_BYTES};
 pub(crate) use plain::{PlainDisk, PlainOptions};
 
 /// What one group changes: each key once, with its new value or none.

@@ -76,6 +76,21 @@ impl PlainDisk {
         PlainDisk::start(dir, options)
     }
 
+    /// The keyspace, for those who put tables into it.
+    pub(super) fn keyspace(&self) -> Result<Keyspace, DiskError> {
+        Ok(self.handle()?.rows)
+    }
+
+    /// The state of the moment.
+    pub(super) fn state(&self) -> Result<Arc<PlainSnapshot>, DiskError> {
+        Ok(self.handle()?.snapshot())
+    }
+
+    /// Runs of tables that have not been merged.
+    pub(super) fn fresh_runs(&self) -> Result<usize, DiskError> {
+        Ok(self.handle()?.rows.tree.l0_run_count())
+    }
+
     fn start(dir: &Path, options: PlainOptions) -> Result<PlainDisk, DiskError> {
         // Some damage makes fjall panic.
         let open = catch_unwind(AssertUnwindSafe(|| Open::start(dir, options)))
@@ -122,7 +137,7 @@ impl Open {
         Ok(self.database.persist(PersistMode::Buffer)?)
     }
 
-    fn snapshot(self) -> Arc<dyn DiskSnapshot> {
+    fn snapshot(self) -> Arc<PlainSnapshot> {
         Arc::new(PlainSnapshot { snapshot: self.database.snapshot(), rows: self.rows })
     }
 }
@@ -178,7 +193,8 @@ impl Disk for PlainDisk {
     }
 }
 
-struct PlainSnapshot {
+/// A snapshot of fjall's.
+pub(super) struct PlainSnapshot {
     snapshot: fjall::Snapshot,
     rows: Keyspace,
 }

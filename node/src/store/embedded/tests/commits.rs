@@ -4,10 +4,9 @@ use chatring_core::kv::STAMP_BYTES;
 
 use super::*;
 
-#[test]
-fn what_is_committed_is_read() {
+fn what_is_committed_is_read(setup: Setup) {
     let dir = tempfile::tempdir().unwrap();
-    let store = open(dir.path());
+    let store = open(setup, dir.path());
     let mut client = Client::new(&store);
     assert_eq!(client.value("a"), None);
     let first = client.set("a", "1");
@@ -19,10 +18,9 @@ fn what_is_committed_is_read() {
     store.close();
 }
 
-#[test]
-fn the_last_write_of_a_commit_wins_and_clears_see_earlier_ones() {
+fn the_last_write_of_a_commit_wins_and_clears_see_earlier_ones(setup: Setup) {
     let dir = tempfile::tempdir().unwrap();
-    let store = open(dir.path());
+    let store = open(setup, dir.path());
     let mut client = Client::new(&store);
     client.set("m1", "old");
     client.set("m2", "old");
@@ -40,10 +38,9 @@ fn the_last_write_of_a_commit_wins_and_clears_see_earlier_ones() {
     assert_eq!(client.value("m5").as_deref(), Some("2"));
 }
 
-#[test]
-fn a_stamped_value_holds_the_stamp_of_its_commit() {
+fn a_stamped_value_holds_the_stamp_of_its_commit(setup: Setup) {
     let dir = tempfile::tempdir().unwrap();
-    let store = open(dir.path());
+    let store = open(setup, dir.path());
     let mut client = Client::new(&store);
     let value = Bytes::from(vec![7; STAMP_BYTES + 3]);
     let write = Write::SetStamped { key: bytes("s"), value: value.clone(), offset: 2 };
@@ -56,10 +53,9 @@ fn a_stamped_value_holds_the_stamp_of_its_commit() {
     assert_eq!(client.commit(writes(vec![write])), Outcome::TooLarge);
 }
 
-#[test]
-fn a_conflict_is_found_for_keys_ranges_and_clears() {
+fn a_conflict_is_found_for_keys_ranges_and_clears(setup: Setup) {
     let dir = tempfile::tempdir().unwrap();
-    let store = open(dir.path());
+    let store = open(setup, dir.path());
     let mut client = Client::new(&store);
     client.set("k", "1");
     let version = client.fresh();
@@ -77,10 +73,9 @@ fn a_conflict_is_found_for_keys_ranges_and_clears() {
     assert_eq!(store.metrics().conflicts, 3);
 }
 
-#[test]
-fn commits_of_one_group_conflict_with_each_other() {
+fn commits_of_one_group_conflict_with_each_other(setup: Setup) {
     let dir = tempfile::tempdir().unwrap();
-    let (store, faults, _) = open_faulty(dir.path());
+    let (store, faults, _) = open_faulty(setup, dir.path());
     let mut client = Client::new(&store);
     let version = client.fresh();
     faults.delay_ms.store(200, SeqCst);
@@ -96,10 +91,9 @@ fn commits_of_one_group_conflict_with_each_other() {
     assert_eq!(faults.writes.load(SeqCst), 2);
 }
 
-#[test]
-fn a_read_version_from_elsewhere_is_too_old() {
+fn a_read_version_from_elsewhere_is_too_old(setup: Setup) {
     let dir = tempfile::tempdir().unwrap();
-    let store = open(dir.path());
+    let store = open(setup, dir.path());
     let mut client = Client::new(&store);
     client.set("k", "1");
     let version = client.fresh();
@@ -110,7 +104,7 @@ fn a_read_version_from_elsewhere_is_too_old() {
         assert_eq!(client.read(get("k", ReadVersion::At(foreign))), Outcome::TooOld);
     }
     drop(store);
-    let store = open(dir.path());
+    let store = open(setup, dir.path());
     let mut client = Client::new(&store);
     assert_eq!(client.fresh(), version);
     let commit = guarded(Version(version.0 - 1), key(), set("k", "2"));
@@ -118,10 +112,9 @@ fn a_read_version_from_elsewhere_is_too_old() {
     stamp(client.commit(guarded(version, key(), set("k", "2"))));
 }
 
-#[test]
-fn a_version_given_by_a_fresh_read_stays_readable() {
+fn a_version_given_by_a_fresh_read_stays_readable(setup: Setup) {
     let dir = tempfile::tempdir().unwrap();
-    let store = open(dir.path());
+    let store = open(setup, dir.path());
     let mut client = Client::new(&store);
     client.set("k", "1");
     let version = client.fresh();
@@ -134,10 +127,9 @@ fn a_version_given_by_a_fresh_read_stays_readable() {
     assert!(store.metrics().snapshots_held >= 1);
 }
 
-#[test]
-fn a_failed_commit_stops_its_lane_until_it_is_resumed() {
+fn a_failed_commit_stops_its_lane_until_it_is_resumed(setup: Setup) {
     let dir = tempfile::tempdir().unwrap();
-    let (store, faults, _) = open_faulty(dir.path());
+    let (store, faults, _) = open_faulty(setup, dir.path());
     let mut client = Client::new(&store);
     let stale = client.fresh();
     client.set("k", "1");
@@ -159,10 +151,9 @@ fn a_failed_commit_stops_its_lane_until_it_is_resumed() {
     assert_eq!(client.value("l").as_deref(), Some("3"));
 }
 
-#[test]
-fn a_commit_refused_at_submission_stops_its_lane_too() {
+fn a_commit_refused_at_submission_stops_its_lane_too(setup: Setup) {
     let dir = tempfile::tempdir().unwrap();
-    let store = open(dir.path());
+    let store = open(setup, dir.path());
     let mut client = Client::new(&store);
     let large = writes(vec![Write::Clear { key: Bytes::from(vec![1; 10_001]) }]);
     assert_eq!(client.commit(in_lane(1, large)), Outcome::TooLarge);
@@ -172,10 +163,9 @@ fn a_commit_refused_at_submission_stops_its_lane_too() {
     stamp(client.commit(small));
 }
 
-#[test]
-fn the_engines_own_rows_cannot_be_seen_or_changed() {
+fn the_engines_own_rows_cannot_be_seen_or_changed(setup: Setup) {
     let dir = tempfile::tempdir().unwrap();
-    let store = open(dir.path());
+    let store = open(setup, dir.path());
     let mut client = Client::new(&store);
     client.set("k", "1");
     let key = Bytes::from_static(b"\xff/version");
@@ -185,13 +175,12 @@ fn the_engines_own_rows_cannot_be_seen_or_changed() {
     stamp(client.commit(writes(vec![Write::ClearRange(all)])));
     let version = client.fresh();
     drop(store);
-    assert_eq!(Client::new(&open(dir.path())).fresh(), version);
+    assert_eq!(Client::new(&open(setup, dir.path())).fresh(), version);
 }
 
-#[test]
-fn reads_keep_to_their_bounds_in_both_orders() {
+fn reads_keep_to_their_bounds_in_both_orders(setup: Setup) {
     let dir = tempfile::tempdir().unwrap();
-    let store = open(dir.path());
+    let store = open(setup, dir.path());
     let mut client = Client::new(&store);
     for key in ["a", "b", "c"] {
         client.set(key, "12345");
@@ -211,10 +200,9 @@ fn reads_keep_to_their_bounds_in_both_orders() {
     assert_eq!(keys(Order::Forward, 9, 0), "a");
 }
 
-#[test]
-fn background_commits_give_way_and_get_on() {
+fn background_commits_give_way_and_get_on(setup: Setup) {
     let dir = tempfile::tempdir().unwrap();
-    let (store, faults, _) = open_faulty(dir.path());
+    let (store, faults, _) = open_faulty(setup, dir.path());
     let mut client = Client::new(&store);
     faults.delay_ms.store(100, SeqCst);
     client.submit(Request::Commit(writes(vec![set("holds", "the disk")])));
@@ -233,3 +221,18 @@ fn background_commits_give_way_and_get_on() {
     assert_eq!(order[1..], background[..]);
     assert!(faults.writes.load(SeqCst) >= 4, "the background was spread over groups");
 }
+
+on_every_setup![
+    what_is_committed_is_read,
+    the_last_write_of_a_commit_wins_and_clears_see_earlier_ones,
+    a_stamped_value_holds_the_stamp_of_its_commit,
+    a_conflict_is_found_for_keys_ranges_and_clears,
+    commits_of_one_group_conflict_with_each_other,
+    a_read_version_from_elsewhere_is_too_old,
+    a_version_given_by_a_fresh_read_stays_readable,
+    a_failed_commit_stops_its_lane_until_it_is_resumed,
+    a_commit_refused_at_submission_stops_its_lane_too,
+    the_engines_own_rows_cannot_be_seen_or_changed,
+    reads_keep_to_their_bounds_in_both_orders,
+    background_commits_give_way_and_get_on,
+];

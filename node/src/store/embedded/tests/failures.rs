@@ -12,10 +12,9 @@ use crate::store::embedded::resolver::ResolverBounds;
 use crate::store::embedded::room::Space;
 use crate::store::embedded::{FIRST_VERSION, system};
 
-#[test]
-fn nothing_is_answered_before_the_sync() {
+fn nothing_is_answered_before_the_sync(setup: Setup) {
     let dir = tempfile::tempdir().unwrap();
-    let (store, faults, _) = open_faulty(dir.path());
+    let (store, faults, _) = open_faulty(setup, dir.path());
     let mut client = Client::new(&store);
     faults.delay_ms.store(150, SeqCst);
     let start = Instant::now();
@@ -26,10 +25,9 @@ fn nothing_is_answered_before_the_sync() {
     assert!(store.metrics().write_us_sum >= 150_000);
 }
 
-#[test]
-fn a_read_does_not_see_a_group_that_is_being_synced() {
+fn a_read_does_not_see_a_group_that_is_being_synced(setup: Setup) {
     let dir = tempfile::tempdir().unwrap();
-    let (store, faults, _) = open_faulty(dir.path());
+    let (store, faults, _) = open_faulty(setup, dir.path());
     let mut client = Client::new(&store);
     let before = client.fresh();
     faults.delay_ms.store(300, SeqCst);
@@ -44,11 +42,10 @@ fn a_read_does_not_see_a_group_that_is_being_synced() {
     assert_eq!(client.value("k").as_deref(), Some("1"));
 }
 
-#[test]
-fn a_failed_sync_is_fatal_acknowledges_nothing_and_is_not_tried_again() {
+fn a_failed_sync_is_fatal_acknowledges_nothing_and_is_not_tried_again(setup: Setup) {
     for stored in [false, true] {
         let dir = tempfile::tempdir().unwrap();
-        let (store, faults, fatal) = open_faulty(dir.path());
+        let (store, faults, fatal) = open_faulty(setup, dir.path());
         let mut client = Client::new(&store);
         let acked = client.set("acked", "1").version;
         let counter = if stored { &faults.fail_after } else { &faults.fail_before };
@@ -60,7 +57,7 @@ fn a_failed_sync_is_fatal_acknowledges_nothing_and_is_not_tried_again() {
         assert_eq!(faults.writes.load(SeqCst), 2, "no write follows a failed one");
         drop(store);
         assert_eq!(fatal.load(SeqCst), 1);
-        let store = open(dir.path());
+        let store = open(setup, dir.path());
         let mut client = Client::new(&store);
         assert_eq!(client.value("acked").as_deref(), Some("1"));
         assert_eq!(client.value("lost").is_some(), stored);
@@ -68,16 +65,15 @@ fn a_failed_sync_is_fatal_acknowledges_nothing_and_is_not_tried_again() {
     }
 }
 
-#[test]
-fn a_full_disk_acknowledges_nothing_and_goes_on_once_there_is_room() {
+fn a_full_disk_acknowledges_nothing_and_goes_on_once_there_is_room(setup: Setup) {
     let dir = tempfile::tempdir().unwrap();
-    let (mut parts, fatal) = counting_parts();
+    let (mut parts, fatal) = counting_parts(setup);
     let free = Arc::new(AtomicU64::new(1 << 30));
     let probed = Arc::clone(&free);
     parts.space = Some(Arc::new(move || {
         Ok::<_, io::Error>(Space { free_bytes: probed.load(SeqCst), total_bytes: 1 << 30 })
     }));
-    let config = EmbeddedConfig::default();
+    let config = setup.config();
     let store = EmbeddedStore::open_with(dir.path(), config, parts).unwrap();
     let mut client = Client::new(&store);
     client.set("before", "1");
@@ -96,10 +92,9 @@ fn a_full_disk_acknowledges_nothing_and_goes_on_once_there_is_room() {
     assert_eq!(metrics.reserve_bytes, 64 << 20);
 }
 
-#[test]
-fn a_write_without_room_is_unknown_and_the_store_goes_on_once_there_is_room() {
+fn a_write_without_room_is_unknown_and_the_store_goes_on_once_there_is_room(setup: Setup) {
     let dir = tempfile::tempdir().unwrap();
-    let (store, faults, fatal) = open_faulty(dir.path());
+    let (store, faults, fatal) = open_faulty(setup, dir.path());
     let mut client = Client::new(&store);
     client.set("before", "1");
     faults.full.store(true, SeqCst);
@@ -117,10 +112,9 @@ fn a_write_without_room_is_unknown_and_the_store_goes_on_once_there_is_room() {
     assert_eq!(fatal.load(SeqCst), 0);
 }
 
-#[test]
-fn a_write_that_is_there_although_its_sync_failed_for_want_of_room_is_fatal() {
+fn a_write_that_is_there_although_its_sync_failed_for_want_of_room_is_fatal(setup: Setup) {
     let dir = tempfile::tempdir().unwrap();
-    let (store, faults, fatal) = open_faulty(dir.path());
+    let (store, faults, fatal) = open_faulty(setup, dir.path());
     let mut client = Client::new(&store);
     faults.full.store(true, SeqCst);
     faults.fail_after.store(0, SeqCst);
@@ -146,10 +140,10 @@ fn acked_rows_lost_by_a_crash(syncing: Syncing) -> usize {
         (Bytes::from_static(system::VERSION_KEY), system::version_value(FIRST_VERSION));
     platter.lock().unwrap().extend([version_row]);
     let start = || {
-        let (mut parts, _) = counting_parts();
+        let (mut parts, _) = counting_parts(Setup::Plain);
         let platter = Arc::clone(&platter);
         parts.wrap = Box::new(move |_| Arc::new(PageCacheDisk::new(platter, syncing)));
-        EmbeddedStore::open_with(dir.path(), EmbeddedConfig::default(), parts).unwrap()
+        EmbeddedStore::open_with(dir.path(), Setup::Plain.config(), parts).unwrap()
     };
     let store = start();
     let mut client = Client::new(&store);
@@ -160,10 +154,9 @@ fn acked_rows_lost_by_a_crash(syncing: Syncing) -> usize {
     10 - Client::new(&start()).keys("k", "l").len()
 }
 
-#[test]
-fn a_full_queue_throttles_and_everything_is_answered_once() {
+fn a_full_queue_throttles_and_everything_is_answered_once(setup: Setup) {
     let dir = tempfile::tempdir().unwrap();
-    let (store, faults, _) = open_faulty(dir.path());
+    let (store, faults, _) = open_faulty(setup, dir.path());
     let answers = Arc::new(Mutex::new(Vec::new()));
     let sink = Arc::clone(&answers);
     let mut handle = store.handle(move |batch| sink.lock().unwrap().extend(batch));
@@ -190,10 +183,9 @@ fn a_full_queue_throttles_and_everything_is_answered_once() {
     assert!(throttled >= 3, "the queue took {committed} commits of 9 MB");
 }
 
-#[test]
-fn a_closed_store_answers_unavailable() {
+fn a_closed_store_answers_unavailable(setup: Setup) {
     let dir = tempfile::tempdir().unwrap();
-    let store = open(dir.path());
+    let store = open(setup, dir.path());
     let mut client = Client::new(&store);
     client.submit(Request::Commit(writes(vec![set("k", "1")])));
     store.close();
@@ -202,12 +194,11 @@ fn a_closed_store_answers_unavailable() {
     assert_eq!(client.read(get("k", ReadVersion::Fresh)), Outcome::Unavailable);
 }
 
-#[test]
-fn a_forgotten_window_makes_read_versions_too_old() {
+fn a_forgotten_window_makes_read_versions_too_old(setup: Setup) {
     let dir = tempfile::tempdir().unwrap();
-    let (mut parts, _) = counting_parts();
+    let (mut parts, _) = counting_parts(setup);
     parts.bounds = ResolverBounds { keys_max: 2, ..ResolverBounds::default() };
-    let config = EmbeddedConfig::default();
+    let config = setup.config();
     let store = EmbeddedStore::open_with(dir.path(), config, parts).unwrap();
     let mut client = Client::new(&store);
     let version = client.fresh();
@@ -217,3 +208,15 @@ fn a_forgotten_window_makes_read_versions_too_old() {
     stamp(client.commit(guarded(version, key(), set("a", "2"))));
     assert_eq!(client.commit(guarded(version, key(), set("a", "3"))), Outcome::TooOld);
 }
+
+on_every_setup![
+    nothing_is_answered_before_the_sync,
+    a_read_does_not_see_a_group_that_is_being_synced,
+    a_failed_sync_is_fatal_acknowledges_nothing_and_is_not_tried_again,
+    a_full_disk_acknowledges_nothing_and_goes_on_once_there_is_room,
+    a_write_without_room_is_unknown_and_the_store_goes_on_once_there_is_room,
+    a_write_that_is_there_although_its_sync_failed_for_want_of_room_is_fatal,
+    a_full_queue_throttles_and_everything_is_answered_once,
+    a_closed_store_answers_unavailable,
+    a_forgotten_window_makes_read_versions_too_old,
+];

@@ -9,30 +9,28 @@ use super::*;
 use crate::store::embedded::OpenError;
 use crate::takeover::TAKEOVER_MS_MAX;
 
-#[test]
-fn a_folder_in_use_is_refused_after_a_bounded_wait() {
+fn a_folder_in_use_is_refused_after_a_bounded_wait(setup: Setup) {
     let dir = tempfile::tempdir().unwrap();
-    let store = open(dir.path());
+    let store = open(setup, dir.path());
     let start = Instant::now();
-    let second = EmbeddedStore::open(dir.path(), EmbeddedConfig::default());
+    let second = EmbeddedStore::open(dir.path(), setup.config());
     assert!(matches!(second.err(), Some(OpenError::InUse { .. })));
     assert!(start.elapsed() >= Duration::from_millis(TAKEOVER_MS_MAX));
     assert!(start.elapsed() < PATIENCE);
     drop(store);
-    open(dir.path()).close();
+    open(setup, dir.path()).close();
 }
 
 /// A restart right after `kill -9` was refused, because the dying process still held the lock.
-#[test]
-fn a_folder_that_is_let_go_meanwhile_opens() {
+fn a_folder_that_is_let_go_meanwhile_opens(setup: Setup) {
     let dir = tempfile::tempdir().unwrap();
-    let store = open(dir.path());
+    let store = open(setup, dir.path());
     let dying = std::thread::spawn(move || {
         std::thread::sleep(Duration::from_millis(300));
         store.close();
     });
     let start = Instant::now();
-    open(dir.path()).close();
+    open(setup, dir.path()).close();
     assert!(start.elapsed() >= Duration::from_millis(300));
     dying.join().unwrap();
 }
@@ -40,10 +38,10 @@ fn a_folder_that_is_let_go_meanwhile_opens() {
 #[test]
 fn a_newer_or_damaged_format_is_refused() {
     let dir = tempfile::tempdir().unwrap();
-    open(dir.path()).close();
-    let open = || EmbeddedStore::open(dir.path(), EmbeddedConfig::default()).err();
-    fs::write(dir.path().join("format"), "chatring-store 2\n").unwrap();
-    assert!(matches!(open(), Some(OpenError::NewerFormat { found: 2, .. })));
+    open(Setup::Plain, dir.path()).close();
+    let open = || EmbeddedStore::open(dir.path(), Setup::Plain.config()).err();
+    fs::write(dir.path().join("format"), "chatring-store 3\n").unwrap();
+    assert!(matches!(open(), Some(OpenError::NewerFormat { found: 3, .. })));
     fs::write(dir.path().join("format"), "something else").unwrap();
     assert!(matches!(open(), Some(OpenError::Unreadable { .. })));
     fs::remove_file(dir.path().join("format")).unwrap();
@@ -53,9 +51,9 @@ fn a_newer_or_damaged_format_is_refused() {
 #[test]
 fn rows_without_their_marker_are_unreadable_and_not_replaced() {
     let dir = tempfile::tempdir().unwrap();
-    open(dir.path()).close();
+    open(Setup::Plain, dir.path()).close();
     fs::remove_file(dir.path().join("rows/version")).unwrap();
-    let error = EmbeddedStore::open(dir.path(), EmbeddedConfig::default()).err();
+    let error = EmbeddedStore::open(dir.path(), Setup::Plain.config()).err();
     assert!(matches!(error, Some(OpenError::Unreadable { .. })), "{error:?}");
 }
 
@@ -63,7 +61,7 @@ fn rows_without_their_marker_are_unreadable_and_not_replaced() {
 fn the_folder_is_made_for_its_owner_alone() {
     let dir = tempfile::tempdir().unwrap();
     let made = dir.path().join("deep/store");
-    open(&made).close();
+    open(Setup::Plain, &made).close();
     assert_eq!(fs::metadata(&made).unwrap().permissions().mode() & 0o777, 0o700);
 }
 
@@ -72,21 +70,20 @@ fn a_start_that_was_cut_off_is_begun_anew() {
     let dir = tempfile::tempdir().unwrap();
     fs::create_dir_all(dir.path().join("rows.new/keyspaces")).unwrap();
     fs::write(dir.path().join("rows.new/0.jnl"), "half").unwrap();
-    let store = open(dir.path());
+    let store = open(Setup::Plain, dir.path());
     Client::new(&store).set("k", "1");
     store.close();
     assert!(!dir.path().join("rows.new").exists());
 }
 
-#[test]
-fn versions_rise_over_restarts_with_a_stopped_clock() {
+fn versions_rise_over_restarts_with_a_stopped_clock(setup: Setup) {
     let dir = tempfile::tempdir().unwrap();
     let mut last = Version(0);
     for (start_s, step_s) in [(0, 0), (1_000, 0), (0, 0), (0, 10)] {
-        let (mut parts, _) = counting_parts();
+        let (mut parts, _) = counting_parts(setup);
         let elapsed = AtomicU64::new(start_s);
         parts.elapsed = Arc::new(move || Duration::from_secs(elapsed.fetch_add(step_s, SeqCst)));
-        let config = EmbeddedConfig::default();
+        let config = setup.config();
         let store = EmbeddedStore::open_with(dir.path(), config, parts).unwrap();
         let mut client = Client::new(&store);
         assert!(client.fresh() >= last, "fresh never lies below what was committed");
@@ -103,7 +100,7 @@ fn versions_rise_over_restarts_with_a_stopped_clock() {
 fn a_torn_journal_tail_is_cut_off_and_everything_acked_is_there() {
     let dir = tempfile::tempdir().unwrap();
     let copy = tempfile::tempdir().unwrap();
-    let store = open(dir.path());
+    let store = open(Setup::Plain, dir.path());
     let mut client = Client::new(&store);
     for number in 0..20 {
         client.set(&format!("k{number:02}"), "1");
@@ -118,12 +115,12 @@ fn a_torn_journal_tail_is_cut_off_and_everything_acked_is_there() {
     torn.truncate(end);
     torn.extend_from_slice(&half);
     fs::write(&journal, torn).unwrap();
-    let store = open(copy.path());
+    let store = open(Setup::Plain, copy.path());
     let mut client = Client::new(&store);
     assert_eq!(client.keys("k", "l").len(), 20);
     client.set("k20", "after");
     drop(store);
-    let store = open(copy.path());
+    let store = open(Setup::Plain, copy.path());
     assert_eq!(Client::new(&store).keys("k", "l").len(), 21);
 }
 
@@ -131,3 +128,9 @@ fn journal_of(dir: &Path) -> std::path::PathBuf {
     let files = fs::read_dir(dir.join("rows")).unwrap().map(|entry| entry.unwrap().path());
     files.into_iter().find(|path| path.extension().is_some_and(|ext| ext == "jnl")).unwrap()
 }
+
+on_every_setup![
+    a_folder_in_use_is_refused_after_a_bounded_wait,
+    a_folder_that_is_let_go_meanwhile_opens,
+    versions_rise_over_restarts_with_a_stopped_clock,
+];

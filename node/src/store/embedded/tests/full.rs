@@ -17,23 +17,25 @@ const FS_MIB: u64 = 384;
 
 #[test]
 fn a_full_tmpfs_loses_nothing_acked_and_the_store_goes_on_once_there_is_room() {
-    run_full(Kind::Tmpfs);
+    run_full(Setup::Plain, Kind::Tmpfs);
+    run_full(Setup::Hybrid, Kind::Tmpfs);
 }
 
 #[test]
 fn a_full_ext4_loses_nothing_acked_and_the_store_goes_on_once_there_is_room() {
-    run_full(Kind::Ext4);
+    run_full(Setup::Plain, Kind::Ext4);
+    run_full(Setup::Hybrid, Kind::Ext4);
 }
 
-fn run_full(kind: Kind) {
+fn run_full(setup: Setup, kind: Kind) {
     for memtable_bytes in [4 << 20, 64 << 20] {
         let fs = match SmallFs::mount(kind, FS_MIB) {
             Ok(fs) => fs,
             Err(reason) => return skipped(kind, &reason),
         };
         let store_dir = fs.path().join("store");
-        let (parts, fatal) = counting_parts();
-        let config = EmbeddedConfig { memtable_bytes, ..EmbeddedConfig::default() };
+        let (parts, fatal) = counting_parts(setup);
+        let config = EmbeddedConfig { memtable_bytes, ..setup.config() };
         let store = EmbeddedStore::open_with(&store_dir, config, parts).unwrap();
         let mut client = Client::new(&store);
         let value = "v".repeat(10_000);
@@ -68,11 +70,14 @@ fn run_full(kind: Kind) {
         assert_eq!(missing(&mut client), 0);
         drop(store);
         fs.empty();
-        assert_eq!(missing(&mut Client::new(&open(&store_dir))), 0);
+        assert_eq!(missing(&mut Client::new(&open(setup, &store_dir))), 0);
         assert_eq!(fatal.load(SeqCst), 0);
         // The filler in the background may be slower than the commits.
         assert!(refused >= fillings / 2, "it was full {refused} times of {fillings}");
-        eprintln!("{kind:?}: {} acked, {refused} refused, filled {fillings} times", acked.len());
+        eprintln!(
+            "{setup:?}, {kind:?}: {} acked, {refused} refused, filled {fillings} times",
+            acked.len()
+        );
     }
 }
 

@@ -1,12 +1,6 @@
 //! Tests of the engine as its submitters see it.
 #![allow(clippy::unwrap_used)]
 
-mod commits;
-mod conformance;
-mod failures;
-mod folders;
-mod full;
-
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
@@ -19,7 +13,54 @@ use chatring_core::kv::{
 };
 
 use super::disk::fault::{FaultDisk, Faults};
-use super::{EmbeddedConfig, EmbeddedHandle, EmbeddedStore, Parts};
+use super::{DiskKind, EmbeddedConfig, EmbeddedHandle, EmbeddedStore, Parts};
+
+/// Makes a test of each function for each [`Setup`].
+macro_rules! on_every_setup {
+    ($($test:ident),* $(,)?) => {
+        mod plain {
+            $(#[test] fn $test() { super::$test(crate::store::embedded::tests::Setup::Plain) })*
+        }
+        mod hybrid {
+            $(#[test] fn $test() { super::$test(crate::store::embedded::tests::Setup::Hybrid) })*
+        }
+        mod small_hybrid {
+            $(#[test] fn $test() { super::$test(crate::store::embedded::tests::Setup::Small) })*
+        }
+    };
+}
+
+mod commits;
+mod conformance;
+mod failures;
+mod folders;
+mod full;
+
+pub(super) use self::conformance::copy_killed;
+
+/// What the engine under test writes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Setup {
+    /// The plain disk.
+    Plain,
+    /// The hybrid disk as it is by default: these tests never fill a memtable.
+    Hybrid,
+    /// A hybrid disk with memtables and segments so small that it seals and ingests all the time.
+    Small,
+}
+
+impl Setup {
+    pub(super) fn config(self) -> EmbeddedConfig {
+        let default = EmbeddedConfig::default();
+        match self {
+            Setup::Plain => EmbeddedConfig { disk: DiskKind::Plain, ..default },
+            Setup::Hybrid => EmbeddedConfig { disk: DiskKind::Hybrid, ..default },
+            Setup::Small => {
+                EmbeddedConfig { disk: DiskKind::Hybrid, memtable_bytes: 2_000, ..default }
+            }
+        }
+    }
+}
 
 /// Longer than anything here takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -145,25 +186,32 @@ pub(super) fn rows(outcome: Outcome) -> Rows {
 }
 
 /// Parts whose failures are counted instead of ending the process.
-pub(super) fn counting_parts() -> (Parts, Arc<AtomicU64>) {
+pub(super) fn counting_parts(setup: Setup) -> (Parts, Arc<AtomicU64>) {
     let fatal = Arc::new(AtomicU64::new(0));
     let counter = Arc::clone(&fatal);
     let on_fatal: Arc<dyn Fn(&str) + Send + Sync> = Arc::new(move |_| {
         counter.fetch_add(1, SeqCst);
     });
-    (Parts { on_fatal, ..Parts::default() }, fatal)
+    let mut parts = Parts { on_fatal, ..Parts::default() };
+    if setup == Setup::Small {
+        parts.segment_bytes = 16 << 10;
+    }
+    (parts, fatal)
 }
 
-pub(super) fn open(dir: &Path) -> EmbeddedStore {
-    EmbeddedStore::open_with(dir, EmbeddedConfig::default(), counting_parts().0).unwrap()
+pub(super) fn open(setup: Setup, dir: &Path) -> EmbeddedStore {
+    EmbeddedStore::open_with(dir, setup.config(), counting_parts(setup).0).unwrap()
 }
 
 /// A store over a disk that misbehaves on demand, and the count of fatal reports.
-pub(super) fn open_faulty(dir: &Path) -> (EmbeddedStore, Arc<Faults>, Arc<AtomicU64>) {
+pub(super) fn open_faulty(
+    setup: Setup,
+    dir: &Path,
+) -> (EmbeddedStore, Arc<Faults>, Arc<AtomicU64>) {
     let faults = Arc::new(Faults::default());
-    let (mut parts, fatal) = counting_parts();
+    let (mut parts, fatal) = counting_parts(setup);
     let wrapped = Arc::clone(&faults);
     parts.wrap = Box::new(move |inner| Arc::new(FaultDisk { inner, faults: wrapped }));
-    let store = EmbeddedStore::open_with(dir, EmbeddedConfig::default(), parts).unwrap();
+    let store = EmbeddedStore::open_with(dir, setup.config(), parts).unwrap();
     (store, faults, fatal)
 }
