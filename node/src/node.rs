@@ -60,6 +60,7 @@ impl EmbeddedNode {
             listen: config.server.listen,
             shards,
             driver: config.server.driver,
+            gather: Duration::from_micros(config.server.gather.as_us()),
             limits,
             shard_limits: config.limits.shard(),
         };

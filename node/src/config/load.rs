@@ -127,6 +127,7 @@ impl Config {
         let (body, high) = (BODY_BYTES_MAX as u64, l.unsent_bytes_high as u64);
         let ranges = [
             ("server.shards", self.server.shards.into(), 0, SHARDS_MAX.into()),
+            ("server.gather (us)", self.server.gather.as_us(), 0, 1_000),
             ("limits.heartbeat (ms)", l.heartbeat.as_ms(), 1_000, 600_000),
             ("limits.window_pushes", l.window_pushes.into(), 1, COUNT_MAX),
             ("limits.window_bytes", l.window_bytes.into(), body, COUNT_MAX),

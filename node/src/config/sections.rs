@@ -10,6 +10,11 @@ use super::Period;
 use crate::gateway::{Driver, GatewayLimits};
 use crate::store::embedded::{DiskKind, EmbeddedConfig};
 
+/// The default of `server.gather`. Measured at 15,000 messages a second: 50 µs save a shard an
+/// eighth of its time for each message, 100 µs a quarter, 200 µs no more than that; answers come as
+/// soon, because the core has more time for them.
+const GATHER_US: u64 = 100;
+
 /// The whole configuration. `docs/operating.md` has a line for each key.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -40,6 +45,8 @@ pub struct Server {
     pub shards: u16,
     /// What moves the bytes of the clients' sockets.
     pub driver: Driver,
+    /// How long a busy shard waits before its next turn, with the ring driver.
+    pub gather: Period,
 }
 
 impl Default for Server {
@@ -50,6 +57,7 @@ impl Default for Server {
             http: SocketAddr::from(([127, 0, 0, 1], 7401)),
             shards: 0,
             driver: Driver::Auto,
+            gather: Period::from_us(GATHER_US),
         }
     }
 }

@@ -58,6 +58,8 @@ pub struct GatewayConfig {
     pub shards: u16,
     /// What moves the bytes of the sockets.
     pub driver: Driver,
+    /// How long a busy shard waits before its next turn.
+    pub gather: Duration,
     /// Bounds of connections.
     pub limits: GatewayLimits,
     /// Bounds of the shards' machines.
@@ -105,6 +107,7 @@ pub fn start(
         backlog: config.limits.backlog,
         shards: config.shards,
         driver: config.driver,
+        gather: config.gather,
         ring: RingSizes::default(),
     };
     let for_shards = shared.clone();

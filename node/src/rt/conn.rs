@@ -1,7 +1,6 @@
 //! What a shard knows of a connection, whichever driver moves its bytes.
 
 use std::io::{Error as IoError, ErrorKind};
-use std::net::SocketAddr;
 use std::os::fd::{OwnedFd, RawFd};
 
 use bytes::BytesMut;
@@ -46,7 +45,6 @@ pub enum Closed {
 #[derive(Debug)]
 pub struct Released {
     pub(super) fd: OwnedFd,
-    pub(super) peer: SocketAddr,
     /// What the handler has queued and the kernel has not taken.
     pub(super) unsent: BytesMut,
     /// What the kernel has given and the handler has not been given.
@@ -79,7 +77,6 @@ impl Life {
 /// One connection.
 #[derive(Debug)]
 pub struct Conn {
-    pub peer: SocketAddr,
     pub life: Life,
     /// What the handler has queued since the last write.
     pub out: BytesMut,
@@ -97,14 +94,14 @@ pub struct Conn {
 /// What the driver adds.
 #[derive(Debug)]
 pub enum Sock {
-    Stream(StreamSock),
+    /// Boxed because it is far larger than what the ring keeps.
+    Stream(Box<StreamSock>),
     Ring(RingSock),
 }
 
 impl Conn {
-    pub fn new(peer: SocketAddr, sock: Sock) -> Conn {
+    pub fn new(sock: Sock) -> Conn {
         Conn {
-            peer,
             life: Life::Open,
             out: BytesMut::new(),
             dirty: false,

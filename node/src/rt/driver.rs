@@ -1,5 +1,7 @@
 //! Which of the two drivers moves the bytes.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use super::ring::{self, RingSizes};
@@ -21,7 +23,8 @@ pub enum Driver {
 /// What a shard is told to use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Moves {
-    Ring(RingSizes),
+    /// So large, and with such pauses between the turns of a busy shard.
+    Ring(RingSizes, Duration),
     Streams,
 }
 
@@ -31,7 +34,7 @@ pub fn choose(config: &RtConfig) -> Result<(Moves, String), StartError> {
         return Ok((Moves::Streams, "streams".to_owned()));
     }
     match (ring::probe(), config.driver) {
-        (Ok(()), _) => Ok((Moves::Ring(config.ring), "ring".to_owned())),
+        (Ok(()), _) => Ok((Moves::Ring(config.ring, config.gather), "ring".to_owned())),
         (Err(missing), Driver::Ring) => Err(StartError::Ring(missing)),
         (Err(missing), _) => Ok((Moves::Streams, format!("streams ({missing})"))),
     }

@@ -1,6 +1,5 @@
 //! The connections of one shard, as its handler uses them.
 
-use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -169,8 +168,8 @@ impl Io {
     /// Takes a connection over. The handler is not told that it was `opened`.
     pub fn adopt(&mut self, released: Released) -> ConnId {
         count(&self.stats.adopted, 1);
-        let Released { fd, peer, unsent, unread } = released;
-        let id = self.insert(fd, peer);
+        let Released { fd, unsent, unread } = released;
+        let id = self.insert(fd);
         self.send(id, &unsent);
         if !unread.is_empty() {
             self.keep_unread(id, unread);
@@ -227,10 +226,10 @@ impl Io {
         self.accepting
     }
 
-    pub(super) fn insert(&mut self, fd: OwnedFd, peer: SocketAddr) -> ConnId {
+    pub(super) fn insert(&mut self, fd: OwnedFd) -> ConnId {
         match &self.net {
-            Net::Streams(_) => self.insert_stream(fd, peer),
-            Net::Ring(_) => self.insert_ring(fd, peer),
+            Net::Streams(_) => self.insert_stream(fd),
+            Net::Ring(_) => self.insert_ring(fd),
         }
     }
 

@@ -34,6 +34,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use chatring_core::effect::{Now, ShardId};
 use thiserror::Error;
@@ -143,6 +144,8 @@ pub struct RtConfig {
     pub shards: u16,
     /// What moves the bytes of the sockets.
     pub driver: Driver,
+    /// How long a busy shard waits before its next turn; only the ring driver does so.
+    pub gather: Duration,
     /// How large the ring of each shard is, if that is what moves them.
     pub ring: RingSizes,
 }

@@ -97,8 +97,8 @@ async fn serve<H: Handler>(start: Start<H::Message>, make: impl FnOnce(Seat<H::M
     let shard = seat.shard.0;
     let ring = match moves {
         Moves::Streams => None,
-        Moves::Ring(sizes) => match ring::open(sizes, stats.clone()) {
-            Ok(ring) => Some(ring),
+        Moves::Ring(sizes, gather) => match ring::open(sizes, stats.clone()) {
+            Ok(ring) => Some((ring, gather)),
             Err(error) => {
                 let reason = format!("its ring cannot be made: {error}");
                 let _ = ready.send(Err(StartError::Shard { shard, reason }));
@@ -109,7 +109,7 @@ async fn serve<H: Handler>(start: Start<H::Message>, make: impl FnOnce(Seat<H::M
     let handler = make(seat);
     let shard = match ring {
         None => on_streams(handler, stats.clone()),
-        Some((net, bell)) => on_ring(handler, stats.clone(), net, bell),
+        Some((ring, gather)) => on_ring(handler, stats.clone(), ring, gather),
     };
     let stopper = listener.try_clone().map(socket2::Socket::from);
     spawn(&shard, bridge(shard.clone(), inbox), None);
@@ -154,13 +154,13 @@ fn on_streams<H: Handler>(handler: H, stats: Arc<ShardStats>) -> Rc<Shard<H>> {
 fn on_ring<H: Handler>(
     handler: H,
     stats: Arc<ShardStats>,
-    net: RingNet,
-    bell: Bell,
+    (net, bell): (RingNet, Bell),
+    gather: Duration,
 ) -> Rc<Shard<H>> {
     let io = Io::new(Net::Ring(Box::new(net)), stats.clone());
     let core = RefCell::new(Core { handler, io, scratch: Vec::new() });
     let shard = Rc::new(Shard { core, stats });
-    spawn(&shard, ring::turns(shard.clone()), None);
+    spawn(&shard, ring::turns(shard.clone(), gather), None);
     spawn(&shard, ring::ring_bell(shard.clone(), bell), None);
     shard
 }
@@ -295,7 +295,7 @@ async fn acceptor<H: Handler>(shard: Rc<Shard<H>>, listener: StdListener) {
                 Ok((fd, peer)) => {
                     count(&shard.stats.accepted, 1);
                     shard.call(None, |handler, io, _| {
-                        let id = io.insert(fd, peer);
+                        let id = io.insert(fd);
                         handler.opened(io, id, peer);
                     });
                 }

@@ -3,7 +3,6 @@
 
 use std::future::poll_fn;
 use std::io::ErrorKind;
-use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
@@ -130,11 +129,11 @@ pub async fn flusher<H: Handler>(shard: Rc<Shard<H>>) {
 }
 
 impl Io {
-    pub(super) fn insert_stream(&mut self, fd: OwnedFd, peer: SocketAddr) -> ConnId {
+    pub(super) fn insert_stream(&mut self, fd: OwnedFd) -> ConnId {
         // SAFETY: the descriptor is owned and passes to the stream.
         let stream = unsafe { TcpStream::from_raw_fd(fd.into_raw_fd()) };
-        let sock = Sock::Stream(StreamSock { stream, waker: None, blocked: false });
-        let id = self.conns.insert(Conn::new(peer, sock));
+        let sock = StreamSock { stream, waker: None, blocked: false };
+        let id = self.conns.insert(Conn::new(Sock::Stream(Box::new(sock))));
         if let Net::Streams(net) = &self.net {
             (net.spawn)(id);
         }
@@ -149,9 +148,9 @@ impl Io {
         let fd = fd.try_clone_to_owned();
         let mut conn = self.take(id)?;
         conn.stream().wake();
-        let (peer, unsent) = (conn.peer, std::mem::take(&mut conn.out));
+        let unsent = std::mem::take(&mut conn.out);
         match fd {
-            Ok(fd) => Some(Released { fd, peer, unsent, unread: BytesMut::new() }),
+            Ok(fd) => Some(Released { fd, unsent, unread: BytesMut::new() }),
             Err(error) => {
                 tracing::warn!(%error, "a connection could not change its shard and is closed");
                 None

@@ -42,7 +42,8 @@ impl Echo {
     fn start_accepting_at(driver: Driver, accept_at: Instant) -> Runtime<Moved> {
         let listen = SocketAddr::from(([127, 0, 0, 1], 0));
         let ring = RingSizes::default();
-        let config = RtConfig { listen, backlog: 1024, shards: SHARDS, driver, ring };
+        let gather = Duration::from_micros(100);
+        let config = RtConfig { listen, backlog: 1024, shards: SHARDS, driver, gather, ring };
         let make = move |seat: Seat<Moved>| Echo {
             shard: seat.shard,
             posts: seat.posts,

@@ -11,13 +11,13 @@
 //! listener and the clock.
 
 mod kernel;
+mod pace;
 mod pool;
 mod probe;
 mod turn;
 
 use std::collections::VecDeque;
 use std::io::Error as IoError;
-use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -116,9 +116,9 @@ impl RingNet {
 
 /// The operations that differ from driver to driver.
 impl Io {
-    pub(super) fn insert_ring(&mut self, fd: OwnedFd, peer: SocketAddr) -> ConnId {
+    pub(super) fn insert_ring(&mut self, fd: OwnedFd) -> ConnId {
         self.free_quiet();
-        let id = self.conns.insert(Conn::new(peer, Sock::Ring(RingSock::default())));
+        let id = self.conns.insert(Conn::new(Sock::Ring(RingSock::default())));
         let ring = self.ring();
         ring.insert(id, fd);
         ring.receive(id);
@@ -135,7 +135,7 @@ impl Io {
         unread.unsplit(extracted.unread);
         let mut unsent = extracted.unsent;
         unsent.unsplit(std::mem::take(&mut conn.out));
-        Some(Released { fd: extracted.fd, peer: conn.peer, unsent, unread })
+        Some(Released { fd: extracted.fd, unsent, unread })
     }
 
     /// Bytes that came along with an adopted connection are given to its handler before others.

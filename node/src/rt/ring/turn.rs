@@ -4,10 +4,12 @@ use std::io::Error as IoError;
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
+use std::time::Duration;
 
 use glommio::io::BufferedFile;
 
 use super::Event;
+use super::pace::Pace;
 use crate::rt::io::Io;
 use crate::rt::shard::{BREATH, Core, Shard};
 use crate::rt::stats::count;
@@ -50,18 +52,31 @@ pub async fn ring_bell<H: Handler>(shard: Rc<Shard<H>>, bell: Bell) {
     }
 }
 
-/// Carries out the turns of the shard.
-pub async fn turns<H: Handler>(shard: Rc<Shard<H>>) {
+/// Whether a pass had anything to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Found {
+    Nothing,
+    Something,
+}
+
+/// Carries out the turns of the shard. A busy shard waits for `gather` between them.
+pub async fn turns<H: Handler>(shard: Rc<Shard<H>>, gather: Duration) {
+    let mut pace = Pace::new(gather);
     loop {
         std::future::poll_fn(|cx| shard.core.borrow_mut().io.poll_turn(cx)).await;
         let mut left = true;
         shard.io(|io| io.ring().look());
         for _ in 0..PASSES_MAX {
-            pass(&shard);
+            let found = pass(&shard);
             left = shard.io(Io::ring_has_work);
-            if !left {
-                break;
+            if left {
+                continue;
             }
+            // The thread sleeps, not the task: glommio would take several system calls for it.
+            let Some(pause) = pace.pause().filter(|_| found == Found::Something) else { break };
+            count(&shard.stats.ring_gathers, 1);
+            std::thread::sleep(pause);
+            left = true;
         }
         let again = shard.io(|io| {
             io.ring().listen();
@@ -76,19 +91,22 @@ pub async fn turns<H: Handler>(shard: Rc<Shard<H>>) {
 }
 
 /// Takes from the kernel what there is, has it handled, and ends the turn.
-fn pass<H: Handler>(shard: &Shard<H>) {
+fn pass<H: Handler>(shard: &Shard<H>) -> Found {
+    let mut found = Found::Nothing;
     let mut queued = shard.io(|io| {
         io.refresh();
         io.ring().enter_if_needed();
         io.ring_net().queue.len()
     });
     while let Some(event) = shard.io(Io::next_done) {
+        found = Found::Something;
         tell(shard, event);
     }
     while queued > 0 {
         queued -= 1;
         let Some(id) = shard.io(|io| io.ring_net().queue.pop_front()) else { break };
         if let Some(event) = shard.io(|io| io.look_at(id)) {
+            found = Found::Something;
             tell(shard, event);
         }
     }
@@ -101,10 +119,14 @@ fn pass<H: Handler>(shard: &Shard<H>) {
         shard.panicked(None);
     }
     shard.io(|io| {
+        if io.is_dirty() {
+            found = Found::Something;
+        }
         io.flush_ring();
         io.feed_starved();
         io.free_quiet();
     });
+    found
 }
 
 fn tell<H: Handler>(shard: &Shard<H>, event: Event) {

@@ -66,7 +66,8 @@ struct Chaos {
 impl Chaos {
     fn start(driver: Driver, ring: RingSizes, seed: u64, tally: &Arc<Tally>) -> Runtime<Move> {
         let listen = SocketAddr::from(([127, 0, 0, 1], 0));
-        let config = RtConfig { listen, backlog: 1024, shards: SHARDS, driver, ring };
+        let gather = Duration::from_micros(100);
+        let config = RtConfig { listen, backlog: 1024, shards: SHARDS, driver, gather, ring };
         let tally = tally.clone();
         let make = move |seat: Seat<Move>| Chaos {
             shard: seat.shard,
