@@ -17,8 +17,8 @@ fn share_measures_every_server_in_every_loop_and_cleans_up() {
         // Built by `cargo test --workspace`.
         return skipped("chatring-bare is not built");
     }
-    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    let path = |path: &Path| path.to_str().unwrap().to_owned();
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder");
+    let path = |path: &Path| path.to_str().expect("text").to_owned();
     let (dir, chatring, bare) = (path(folder.path()), path(&executable()), path(&bare));
     let short = "chatring-loadgen share --rounds 1 --users 10 --duration 300ms --warmup 100ms";
     let words = short.split(' ').map(str::to_owned);
@@ -28,7 +28,8 @@ fn share_measures_every_server_in_every_loop_and_cleans_up() {
     let cli = Cli::parse_from(words.chain(more).chain(places));
     let Command::Share(options) = cli.command else { panic!("another command") };
     // The run pins its thread.
-    let rounds = std::thread::spawn(move || share::run(&options)).join().unwrap().unwrap();
+    let rounds =
+        std::thread::spawn(move || share::run(&options)).join().expect("it ends").expect("it runs");
     assert!(rounds.is_good(), "{rounds}");
     for list in [&rounds.closed, &rounds.open] {
         let all: Vec<Who> = list.iter().map(|measured| measured.who).collect();
@@ -40,5 +41,5 @@ fn share_measures_every_server_in_every_loop_and_cleans_up() {
     }
     assert!(rounds.open.iter().all(|measured| measured.offered_per_s == Some(rounds.half_rate())));
     assert!(rounds.closed[1].server_us_by_thread.contains_key("bare-log"));
-    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    assert_eq!(std::fs::read_dir(folder.path()).expect("a folder").count(), 0);
 }
