@@ -9,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
+use rustix::param::clock_ticks_per_second;
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
@@ -125,6 +126,25 @@ pub fn pin(core: usize) -> io::Result<()> {
     Ok(sched_setaffinity(None, &set)?)
 }
 
+/// Time that a core was busy since the machine started, for whomever: what the host took is in it.
+///
+/// # Errors
+/// There is no such core, or the kernel does not tell.
+pub fn core_busy(core: usize) -> io::Result<Duration> {
+    let text = std::fs::read_to_string("/proc/stat")?;
+    let name = format!("cpu{core} ");
+    let line = text.lines().find_map(|line| line.strip_prefix(&name));
+    let fields: Option<Vec<u64>> =
+        line.and_then(|line| line.split_whitespace().map(|field| field.parse().ok()).collect());
+    match fields.as_deref() {
+        Some([user, nice, system, _idle, _iowait, irq, softirq, steal, ..]) => {
+            let ticks = user + nice + system + irq + softirq + steal;
+            Ok(Duration::from_secs_f64(ticks as f64 / clock_ticks_per_second() as f64))
+        }
+        _ => Err(io::Error::other(format!("the kernel tells nothing of core {core}"))),
+    }
+}
+
 /// CPU times of the threads of a process, added up by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CpuTimes(pub BTreeMap<String, Duration>);
@@ -175,9 +195,13 @@ mod tests {
         let cores = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
         assert_eq!(cores.map(str::trim), Some("0"));
         let before = server.cpu().unwrap();
-        while server.cpu().unwrap().since(&before).total() < Duration::from_millis(20) {
+        let busy_before = core_busy(0).unwrap();
+        while server.cpu().unwrap().since(&before).total() < Duration::from_millis(100) {
             std::thread::sleep(LOOK);
         }
+        let busy = core_busy(0).unwrap() - busy_before;
+        assert!(busy >= Duration::from_millis(50), "{busy:?}");
+        assert!(core_busy(CpuSet::MAX_CPU).is_err());
         assert!(server.cpu().unwrap().0.contains_key("sh"));
         let pid = server.0.id();
         server.end();

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -15,6 +16,9 @@ const RATE_PERCENT_MIN: f64 = 45.0;
 const P99_TIMES_MAX: f64 = 1.5;
 /// Above this share of its core the generator measures itself.
 const GENERATOR_PERCENT_MAX: f64 = 80.0;
+/// Above this share of the server's core others decide its rate and latencies. The kernel counts in
+/// ticks of 10 ms.
+const OTHERS_PERCENT_MAX: f64 = 5.0;
 
 /// Who is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -47,13 +51,18 @@ pub struct Measured {
     pub deliver: Percentiles,
     /// CPU time of the generator as a share of its core.
     pub generator_percent: f64,
+    /// Time that others took from the server's core, as a share of the measured time: other
+    /// processes, interrupts for them, and the host.
+    pub others_percent: f64,
     /// Why the figures are worth nothing, if so.
     pub fault: Option<String>,
 }
 
 impl Measured {
-    /// Enters what the server's threads used in the measured time.
-    pub fn with_cpu(mut self, used: &CpuTimes, duration_s: f64) -> Measured {
+    /// Enters what the server's threads used in the measured time, and how long its core was busy.
+    pub fn with_cpu(mut self, used: &CpuTimes, busy: Duration, duration_s: f64) -> Measured {
+        let others_s = busy.as_secs_f64() - used.total().as_secs_f64();
+        self.others_percent = 100.0 * others_s.max(0.0) / duration_s;
         let messages = self.acked_per_s * duration_s;
         let per_message = |seconds: f64| match messages > 0.0 {
             true => seconds * 1e6 / messages,
@@ -187,6 +196,9 @@ impl fmt::Display for Measured {
         if self.generator_percent > GENERATOR_PERCENT_MAX {
             write!(f, " TOO MUCH, this measures the generator")?;
         }
+        if self.others_percent > OTHERS_PERCENT_MAX {
+            write!(f, ", DISTURBED: others took {:.0} % of its core", self.others_percent)?;
+        }
         match &self.fault {
             Some(fault) => write!(f, " FAILED: {fault}"),
             None => Ok(()),
@@ -251,6 +263,11 @@ impl fmt::Display for Rounds {
             let what = "p99, at most 1.5 × that of bare + log";
             bar(what, times, times.median <= P99_TIMES_MAX)?;
         }
+        let all = self.closed.iter().chain(&self.open);
+        let others = Middle::of(all.map(|measured| measured.others_percent));
+        if others.max > OTHERS_PERCENT_MAX {
+            writeln!(f, "others took {others:.0} % of the servers' core: believe the CPU alone")?;
+        }
         Ok(())
     }
 }
@@ -271,8 +288,6 @@ fn name(who: Who) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     fn measured(who: Who, rate: f64, us: f64, p50: f64, p99: f64) -> Measured {
@@ -285,6 +300,7 @@ mod tests {
             ack: Percentiles { p50, p99, ..Percentiles::default() },
             deliver: Percentiles::default(),
             generator_percent: 50.0,
+            others_percent: 0.0,
             fault: None,
         }
     }
@@ -354,7 +370,13 @@ mod tests {
         let mut used = CpuTimes::default();
         used.0.insert("shard".to_owned(), Duration::from_millis(1_500));
         used.0.insert("commit".to_owned(), Duration::from_millis(500));
-        let measured = measured(Who::Chatring, 50e3, 0.0, 1.0, 1.0).with_cpu(&used, 2.0);
+        let measured = measured(Who::Chatring, 50e3, 0.0, 1.0, 1.0).with_cpu(
+            &used,
+            Duration::from_millis(2_200),
+            2.0,
+        );
+        assert!((measured.others_percent - 10.0).abs() < 1e-9);
+        assert!(measured.to_string().contains("DISTURBED: others took 10 %"));
         assert!((measured.server_us - 20.0).abs() < 1e-9);
         assert!((measured.server_us_by_thread["commit"] - 5.0).abs() < 1e-9);
     }

@@ -24,7 +24,7 @@ pub use probe::Probe;
 use self::Who::{Bare, BareLog, Chatring};
 use super::{Moment, RunError, bare, direct};
 use crate::cli;
-use crate::process::{CpuTimes, Server, pin};
+use crate::process::{CpuTimes, Server, core_busy, pin};
 
 /// How long a server may take to come up; a log is filled with zeroes first.
 const COME_UP_MAX: Duration = Duration::from_secs(60);
@@ -148,9 +148,9 @@ impl Place<'_> {
             seed: 1,
             json: None,
         };
-        let watch = Watch::new(&server);
+        let watch = Watch::new(&server, self.options.server_core);
         let relayed = bare::run(&load, &|moment| watch.look(moment))?;
-        let used = watch.used()?;
+        let (used, busy) = watch.used()?;
         server.end();
         let is_good = relayed.is_good();
         let fault = relayed.cut_short.unwrap_or_else(|| format!("{} faults", relayed.faults));
@@ -163,9 +163,10 @@ impl Place<'_> {
             ack: relayed.ack,
             deliver: relayed.deliver,
             generator_percent: relayed.loadgen_cpu_percent,
+            others_percent: 0.0,
             fault: (!is_good).then_some(fault),
         };
-        Ok(measured.with_cpu(&used, self.options.duration.as_secs_f64()))
+        Ok(measured.with_cpu(&used, busy, self.options.duration.as_secs_f64()))
     }
 
     fn node(&self, rate: Option<u32>, home: &Path) -> Result<Measured, RunError> {
@@ -178,9 +179,9 @@ impl Place<'_> {
         let mut server = self.start(&self.chatring, &arguments)?;
         server.file(&ready, COME_UP_MAX).map_err(RunError::io("chatring serve"))?;
         let load = self.direct(&ready, rate);
-        let watch = Watch::new(&server);
+        let watch = Watch::new(&server, self.options.server_core);
         let (report, notes) = direct::run_observed(&load, &|moment| watch.look(moment))?;
-        let used = watch.used()?;
+        let (used, busy) = watch.used()?;
         server.end();
         let fault = notes.first().cloned().or(report.setup.cut_short.clone());
         let measured = Measured {
@@ -192,9 +193,10 @@ impl Place<'_> {
             ack: report.ack,
             deliver: report.deliver,
             generator_percent: report.loadgen_cpu_percent,
+            others_percent: 0.0,
             fault: (!report.is_good()).then(|| fault.unwrap_or_default()),
         };
-        Ok(measured.with_cpu(&used, self.options.duration.as_secs_f64()))
+        Ok(measured.with_cpu(&used, busy, self.options.duration.as_secs_f64()))
     }
 
     /// What `direct` is asked for: a command line, so that its other options have their defaults.
@@ -243,26 +245,33 @@ impl Drop for Place<'_> {
     }
 }
 
-/// A server's CPU times when the measured time began and ended.
+/// What a server's threads and its core had done when the measured time began and ended.
 struct Watch<'a> {
     server: &'a Server,
-    looks: Mutex<[Option<std::io::Result<CpuTimes>>; 2]>,
+    core: usize,
+    looks: Mutex<[Option<Look>; 2]>,
 }
 
+/// The CPU times of the threads, and how long the core was busy for all.
+type Look = std::io::Result<(CpuTimes, Duration)>;
+
 impl<'a> Watch<'a> {
-    fn new(server: &'a Server) -> Watch<'a> {
-        Watch { server, looks: Mutex::default() }
+    fn new(server: &'a Server, core: usize) -> Watch<'a> {
+        Watch { server, core, looks: Mutex::default() }
     }
 
     fn look(&self, moment: Moment) {
-        let times = self.server.cpu();
+        let look = self.server.cpu().and_then(|times| Ok((times, core_busy(self.core)?)));
         let mut looks = self.looks.lock().expect("a look does not panic");
-        looks[usize::from(moment == Moment::End)] = Some(times);
+        looks[usize::from(moment == Moment::End)] = Some(look);
     }
 
-    fn used(self) -> Result<CpuTimes, RunError> {
+    /// The difference of the two.
+    fn used(self) -> Result<(CpuTimes, Duration), RunError> {
         match self.looks.into_inner().expect("a look does not panic") {
-            [Some(Ok(begin)), Some(Ok(end))] => Ok(end.since(&begin)),
+            [Some(Ok((times, busy))), Some(Ok((times_end, busy_end)))] => {
+                Ok((times_end.since(&times), busy_end.saturating_sub(busy)))
+            }
             [Some(Err(error)), _] | [_, Some(Err(error))] => {
                 Err(RunError::io("the server's CPU times")(error))
             }
