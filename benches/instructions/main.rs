@@ -70,11 +70,10 @@ fn compare(word: &str, reason: Option<&str>) -> Result<ExitCode, String> {
         };
         let verdict = baseline.judge(case.name, now);
         println!("{:<38} {shown:>12} {now:>12.0} {change:>8}{}", case.name, verdict.text());
-        match (verdict, reason) {
-            (Verdict::Same, _) => {}
-            (_, Some(reason)) => baseline.set(case.name, now, reason),
-            (Verdict::Worse | Verdict::Unknown, None) => failed.push(case.name.to_owned()),
-            (Verdict::Better, None) => {}
+        if let Some(reason) = reason {
+            baseline.set(case.name, now, reason);
+        } else if matches!(verdict, Verdict::Worse | Verdict::Unknown) {
+            failed.push(case.name.to_owned());
         }
     }
     if reason.is_some() {

@@ -288,5 +288,37 @@ pub struct Stored {
     /// The message.
     pub row: Row,
     /// The sends that are answered with this message: while they are open, it is no push for them.
-    pub origins: Vec<SendRef>,
+    pub origins: Origins,
+}
+
+/// The sends that one message answers. Nearly always there is one, which takes no memory.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Origins {
+    /// None.
+    #[default]
+    None,
+    /// One.
+    One(SendRef),
+    /// Several, in the order in which they came.
+    Many(Vec<SendRef>),
+}
+
+impl Origins {
+    /// Adds a send.
+    pub fn push(&mut self, origin: SendRef) {
+        match self {
+            Origins::None => *self = Origins::One(origin),
+            Origins::One(first) => *self = Origins::Many(vec![*first, origin]),
+            Origins::Many(origins) => origins.push(origin),
+        }
+    }
+
+    /// All of them.
+    pub fn as_slice(&self) -> &[SendRef] {
+        match self {
+            Origins::None => &[],
+            Origins::One(origin) => std::slice::from_ref(origin),
+            Origins::Many(origins) => origins,
+        }
+    }
 }

@@ -15,6 +15,10 @@ use crate::kv::KeyRange;
 const SPACE_ID: u8 = 0x10;
 const SPACE_DEPLOYMENT: u8 = 0x12;
 const SPACE_SHARD: u8 = 0x14;
+/// Length of space, id and kind.
+const ID_BYTES: usize = 10;
+/// Length of the key of a message or an inbox row.
+pub(crate) const ROW_KEY_BYTES: usize = ID_BYTES + 8;
 
 /// `10 uid u`: the user. Written by the user's owner.
 pub fn user(uid: Uid) -> Bytes {
@@ -34,6 +38,12 @@ pub fn devices(uid: Uid) -> KeyRange {
 /// `10 uid m cid`: a user's inbox row of a channel. Written by the channel's owner.
 pub fn inbox(uid: Uid, cid: Cid) -> Bytes {
     id_key(uid.0, b'm', &cid.0.to_be_bytes())
+}
+
+/// Appends the key of a user's inbox row of a channel.
+pub(crate) fn put_inbox(out: &mut BytesMut, uid: Uid, cid: Cid) {
+    put_id(out, uid.0, b'm');
+    out.put_u64(cid.0);
 }
 
 /// A user's inbox rows with a channel above `after` (all for `None`).
@@ -64,6 +74,12 @@ pub fn trim(cid: Cid) -> Bytes {
 /// `10 cid x seq`: a message. Written by the channel's owner.
 pub fn message(cid: Cid, seq: Seq) -> Bytes {
     id_key(cid.0, b'x', &seq.0.to_be_bytes())
+}
+
+/// Appends the key of a message.
+pub(crate) fn put_message(out: &mut BytesMut, cid: Cid, seq: Seq) {
+    put_id(out, cid.0, b'x');
+    out.put_u64(seq.0);
 }
 
 /// The messages from `from` to `to`, both included.
@@ -137,12 +153,18 @@ pub fn seq_of_message(key: &[u8]) -> Option<Seq> {
 }
 
 fn id_key(id: u64, kind: u8, rest: &[u8]) -> Bytes {
-    let mut key = BytesMut::with_capacity(10 + rest.len());
-    key.put_u8(SPACE_ID);
-    key.put_u64(id);
-    key.put_u8(kind);
+    let mut key = BytesMut::with_capacity(ID_BYTES + rest.len());
+    put_id(&mut key, id, kind);
     key.put_slice(rest);
     key.freeze()
+}
+
+fn put_id(out: &mut BytesMut, id: u64, kind: u8) {
+    let mut bytes = [0; ID_BYTES];
+    bytes[0] = SPACE_ID;
+    bytes[1..9].copy_from_slice(&id.to_be_bytes());
+    bytes[9] = kind;
+    out.put_slice(&bytes);
 }
 
 fn id_range(id: u64, kind: u8) -> KeyRange {

@@ -10,7 +10,7 @@ use chatring_wire::{Cmid, DeviceId, Seq, Uid};
 use rustc_hash::FxHashMap;
 use std::hash::{Hash, Hasher};
 
-use crate::effect::SendRef;
+use crate::effect::Origins;
 
 /// What makes two sends the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -46,7 +46,7 @@ pub(crate) struct Entry {
 #[derive(Debug)]
 pub(crate) enum EntryState {
     /// In the lane; these sends wait for it.
-    Pending(Vec<SendRef>),
+    Pending(Origins),
     /// Stored.
     Stored,
 }

@@ -213,7 +213,7 @@ impl Shard {
     }
 
     fn session_send(&mut self, id: SessionId, send: Send) {
-        let limits = self.config.limits.clone();
+        let open_sends_max = self.config.limits.open_sends_max as usize;
         let now_ms = self.now.mono_ms;
         let Some(session) = self.sessions.get_mut(&id) else { return };
         let (request, uid) = (send.request, session.uid);
@@ -228,7 +228,7 @@ impl Shard {
             let failure = Failure::new(ErrorCode::Draining).retry_after(DRAIN_SPREAD_MS);
             return self.refuse_request(id, request, failure);
         }
-        if session.sends.len() >= limits.open_sends_max as usize {
+        if session.sends.len() >= open_sends_max {
             let failure = Failure::new(ErrorCode::Busy).retry_after(BUSY_RETRY_MS);
             return self.refuse_request(id, request, failure);
         }
@@ -249,10 +249,11 @@ impl Shard {
         if out_of_order && !self.config.breaks.has(Break::OutOfOrderAccepted) {
             return self.refuse_request(id, request, Failure::new(ErrorCode::OutOfOrder));
         }
-        let first = session.sends.is_empty();
+        // A timer that is set already comes no later than this send's; it sets the next one.
+        let no_timer = session.timers[SessionTimer::OpenSends as usize].is_none();
         session.sends.insert(request, OpenSend { cid: send.cid, since_ms: now_ms });
         let device = session.device;
-        if first {
+        if no_timer {
             self.set_timer(id, SessionTimer::OpenSends, now_ms + SEND_OPEN_MS_MAX);
         }
         if let Err(failure) = self.take_token(id) {
@@ -379,8 +380,14 @@ impl Shard {
     pub(crate) fn notified(&mut self, uid: Uid, version: Version, message: &Stored) {
         let Some(user) = self.users.get_mut(&uid) else { return };
         user.saw(message.cid, message.row.seq);
-        for id in user.sessions.clone() {
-            self.deliver(id, version, message);
+        // No session comes or goes meanwhile.
+        let sessions = std::mem::take(&mut user.sessions);
+        for id in &sessions {
+            self.deliver(*id, version, message);
+        }
+        if let Some(user) = self.users.get_mut(&uid) {
+            debug_assert!(user.sessions.is_empty(), "a delivery signs nobody in");
+            user.sessions = sessions;
         }
     }
 
@@ -410,7 +417,7 @@ impl Shard {
         }
         let answered =
             |origin: &SendRef| origin.session == id && session.sends.contains_key(&origin.request);
-        if version <= session.covered || message.origins.iter().any(answered) {
+        if version <= session.covered || message.origins.as_slice().iter().any(answered) {
             return;
         }
         session.pushed = session.pushed.max(version);

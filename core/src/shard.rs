@@ -85,6 +85,8 @@ pub struct Shard {
     next_ticket: u64,
     pub(crate) sync_generation: u64,
     effects: VecDeque<Effect>,
+    /// Empty between the steps of the lane; kept for its memory.
+    lane_out: Vec<LaneOutput<Tag>>,
 }
 
 /// What to do when rows are stored.
@@ -154,6 +156,7 @@ impl Shard {
             next_ticket: 0,
             sync_generation: 0,
             effects: VecDeque::new(),
+            lane_out: Vec::new(),
         };
         shard.start_boot();
         shard
@@ -338,13 +341,13 @@ impl Shard {
 
     fn lane_step(&mut self, step: impl FnOnce(&mut Lane<Tag>, Now, &mut Vec<LaneOutput<Tag>>)) {
         let Some(lane) = &mut self.lane else { return };
-        let mut out = Vec::new();
+        let mut out = std::mem::take(&mut self.lane_out);
         step(lane, self.now, &mut out);
         let (waiting, bytes) = lane.waiting();
         (self.counters.groups, self.counters.lane_settles) = lane.progress();
         self.counters.lane_appends = waiting as u64;
         self.counters.lane_append_bytes = bytes as u64;
-        for output in out {
+        for output in out.drain(..) {
             match output {
                 LaneOutput::Submit(op, request) => self.submit_once(Asker::Lane(op), request),
                 LaneOutput::Resume(lane) => self.effect(Effect::Resume(lane)),
@@ -357,6 +360,7 @@ impl Shard {
                 LaneOutput::Lost(cause) => self.fatal(cause),
             }
         }
+        self.lane_out = out;
         while let Some(message) = self.local.pop_front() {
             self.shard_message(message);
         }

@@ -21,9 +21,14 @@ use crate::kv::{STAMP_BYTES, Stamp, Version, Write};
 /// The format that this build writes, and the newest that it reads.
 const FORMAT: u8 = 1;
 /// Where a value's commit stamp stands: behind the format and the store's incarnation.
-const STAMP_OFFSET: u32 = 3;
+pub(crate) const STAMP_OFFSET: u32 = 3;
 /// Longest name (issuer, subject) in a value.
 const NAME_BYTES_MAX: u64 = 4096;
+
+/// Enough for an inbox row's value without what a later build has added.
+pub(crate) const INBOX_BYTES: usize = 64;
+/// Enough for a message's value without its body.
+pub(crate) const MESSAGE_BYTES: usize = 80;
 
 /// A value that does not parse: the store is damaged or was written by a newer build.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -372,17 +377,23 @@ impl TrimRow {
 impl InboxRow {
     /// The write of this row.
     pub fn write(&self, key: Bytes, store: StoreIncarnation) -> Write {
-        let mut out = start_stamped(64, store);
+        let mut out = BytesMut::with_capacity(INBOX_BYTES + self.rest.len());
+        self.put(&mut out, store);
+        stamped(key, out)
+    }
+
+    /// Appends the value.
+    pub(crate) fn put(&self, out: &mut BytesMut, store: StoreIncarnation) {
+        put_start_stamped(out, store);
         out.put_u8(self.kind as u8);
         out.put_u64(self.peer.0);
-        put(&mut out, u64::from(self.me.0));
+        put(out, u64::from(self.me.0));
         for field in
             [self.joined.0, self.joined_ordinal.0, self.last.0, self.ordinal.0, self.own_ordinal.0]
         {
-            put(&mut out, field);
+            put(out, field);
         }
         out.put_slice(&self.rest);
-        stamped(key, out)
     }
 
     /// From a value.
@@ -430,16 +441,22 @@ impl MarkerRow {
 impl MessageRow {
     /// The write of a message.
     pub fn write(key: Bytes, store: StoreIncarnation, uid: Uid, row: &Row) -> Write {
-        let mut out = start_stamped(80 + row.body.len(), store);
-        put(&mut out, row.ordinal.0);
-        out.put_u8(row.kind.0);
-        put(&mut out, u64::from(row.sender.0));
-        out.put_u64(uid.0);
-        put(&mut out, u64::from(row.device.0));
-        out.put_slice(&row.cmid.0);
-        put(&mut out, row.time_ms);
-        put_bytes(&mut out, &row.body);
+        let mut out = BytesMut::with_capacity(MESSAGE_BYTES + row.body.len());
+        MessageRow::put(&mut out, store, uid, row);
         stamped(key, out)
+    }
+
+    /// Appends the value of a message.
+    pub(crate) fn put(out: &mut BytesMut, store: StoreIncarnation, uid: Uid, row: &Row) {
+        put_start_stamped(out, store);
+        put(out, row.ordinal.0);
+        out.put_u8(row.kind.0);
+        put(out, u64::from(row.sender.0));
+        out.put_u64(uid.0);
+        put(out, u64::from(row.device.0));
+        out.put_slice(&row.cmid.0);
+        put(out, row.time_ms);
+        put_bytes(out, &row.body);
     }
 
     /// From a value; `seq` stands in its key.
@@ -466,10 +483,16 @@ fn start(capacity: usize) -> BytesMut {
 }
 
 fn start_stamped(capacity: usize, store: StoreIncarnation) -> BytesMut {
-    let mut out = start(capacity);
-    out.put_u16(store.0);
-    out.put_bytes(0, STAMP_BYTES);
+    let mut out = BytesMut::with_capacity(capacity);
+    put_start_stamped(&mut out, store);
     out
+}
+
+fn put_start_stamped(out: &mut BytesMut, store: StoreIncarnation) {
+    let mut bytes = [0; STAMP_OFFSET as usize + STAMP_BYTES];
+    bytes[0] = FORMAT;
+    bytes[1..3].copy_from_slice(&store.0.to_be_bytes());
+    out.put_slice(&bytes);
 }
 
 fn stamped(key: Bytes, value: BytesMut) -> Write {

@@ -7,7 +7,7 @@ use chatring_wire::frame::Failure;
 use chatring_wire::limits::{HANDSHAKE_BYTES_MAX, MESSAGE_BYTES_MAX};
 use chatring_wire::ws::{
     CloseHandshake, CloseState, Decoder, Event, HandshakeError, HttpStatus, Limits, MessageKind,
-    Role, ServerHandshake, ServerProgress, WsError, encode_message, encode_pong,
+    Role, ServerHandshake, ServerProgress, WsError, encode_message, encode_pong, wrap_message,
 };
 use chatring_wire::{
     ClientFrame, CloseCode, ErrorCode, Outgoing, ServerCodec, ServerFrame, Subprotocol, WireError,
@@ -103,7 +103,7 @@ pub enum Wrong {
 pub enum Item {
     /// Nothing until bytes arrive.
     Nothing,
-    /// Something that needs nothing further (a pong, the end of a message).
+    /// Something that needs nothing further (a pong, a message without frames).
     Handled,
     /// A frame.
     Frame(ClientFrame),
@@ -135,10 +135,10 @@ impl Talk {
         counters: &mut GatewayCounters,
     ) -> Item {
         if let Some(frame) = self.frames.pop_front() {
-            counters.frames_in += 1;
             if self.frames.is_empty() {
                 self.frames = VecDeque::new();
             }
+            counters.frames_in += 1;
             return Item::Frame(frame);
         }
         if let Some(wrong) = self.wrong.take() {
@@ -185,6 +185,13 @@ impl Talk {
         if self.close.state() != CloseState::Open {
             // Nothing may follow a close frame.
             self.out = Outgoing::new();
+        }
+        if out.is_empty()
+            && let Some(mut message) = self.out.take_only()
+        {
+            wrap_message(&mut message, kind);
+            *out = message;
+            return 1;
         }
         let mut messages = 0;
         for message in self.out.messages() {
@@ -246,12 +253,23 @@ impl Talk {
         if (kind == MessageKind::Text) != self.codec.subprotocol().is_text() {
             return Item::Wrong(Wrong::Kind);
         }
-        let frames = &mut self.frames;
-        match self.codec.decode(payload, |frame| frames.push_back(frame)) {
+        // Most messages hold one frame, which needs no queue.
+        let (mut first, frames) = (None, &mut self.frames);
+        let decoded = self.codec.decode(payload, |frame| match first {
+            None => first = Some(frame),
+            Some(_) => frames.push_back(frame),
+        });
+        match decoded {
             Ok(skipped) => counters.frames_skipped += skipped,
             Err(error) => self.wrong = Some(Wrong::Frame(error)),
         }
-        Item::Handled
+        match first {
+            Some(frame) => {
+                counters.frames_in += 1;
+                Item::Frame(frame)
+            }
+            None => Item::Handled,
+        }
     }
 }
 

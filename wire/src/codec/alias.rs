@@ -6,9 +6,8 @@
 //!  reference n ≥ 2  the channel with alias n − 2
 //! ```
 
-use std::collections::HashMap;
-
 use bytes::{BufMut, BytesMut};
+use rustc_hash::FxHashMap;
 
 use super::fields::Reader;
 use crate::error::WireError;
@@ -27,10 +26,11 @@ pub(super) struct Last {
     pub(super) time_ms: u64,
 }
 
-/// The sender's end of the table.
+/// The sender's end of the table. Ids are evenly spread and given by the server, so that a simple
+/// hash serves.
 #[derive(Debug, Default)]
 pub(super) struct AliasWriter {
-    slots: HashMap<Cid, (u64, Last)>,
+    slots: FxHashMap<Cid, (u64, Last)>,
 }
 
 impl AliasWriter {

@@ -5,6 +5,9 @@ use bytes::BytesMut;
 use crate::error::WireError;
 use crate::limits::{FRAMES_PER_MESSAGE_MAX, MESSAGE_BYTES_MAX};
 
+/// Room that is taken with the first frame of a turn: for an ack and a few short texts.
+const FIRST_BYTES: usize = 128;
+
 /// Payloads of the WebSocket messages that carry a turn's frames. Empty, it holds no memory.
 ///
 /// Its owner encodes any number of frames into it, then writes each of [`Outgoing::messages`] with
@@ -46,6 +49,15 @@ impl Outgoing {
         })
     }
 
+    /// Takes the message with its memory out, if there is just one.
+    pub fn take_only(&mut self) -> Option<BytesMut> {
+        if !self.ends.is_empty() || self.bytes.is_empty() {
+            return None;
+        }
+        self.frames_in_last = 0;
+        Some(std::mem::take(&mut self.bytes))
+    }
+
     /// Forgets what was sent and keeps the memory for the next turn.
     pub fn clear(&mut self) {
         self.bytes.clear();
@@ -60,6 +72,9 @@ impl Outgoing {
     ) -> Result<(), WireError> {
         let start = self.ends.last().copied().unwrap_or(0);
         let before = self.bytes.len();
+        if before == 0 {
+            self.bytes.reserve(FIRST_BYTES);
+        }
         encode(&mut self.bytes)?;
         let fits = self.bytes.len() - start <= MESSAGE_BYTES_MAX
             && self.frames_in_last < FRAMES_PER_MESSAGE_MAX;
@@ -110,9 +125,14 @@ mod tests {
             put(&mut out, bytes);
         }
         assert_eq!(lengths(&out), [MESSAGE_BYTES_MAX, 1, MESSAGE_BYTES_MAX, 5]);
+        assert_eq!(out.take_only(), None, "there are several");
         out.clear();
         put(&mut out, 3);
         assert_eq!(lengths(&out), [3]);
+        assert_eq!(out.take_only().expect("there is one")[..], [7; 3]);
+        assert_eq!(out.take_only(), None);
+        put(&mut out, 2);
+        assert_eq!(lengths(&out), [2]);
     }
 
     #[test]

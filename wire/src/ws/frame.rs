@@ -197,6 +197,21 @@ pub fn encode_message(
     encode_frame(out, kind.into(), payload, mask);
 }
 
+/// Makes an unmasked message of a payload, in its own memory: the payload moves behind the header.
+pub fn wrap_message(payload: &mut BytesMut, kind: MessageKind) {
+    let payload_bytes = payload.len();
+    let header = FrameHeader {
+        fin: true,
+        opcode: kind.into(),
+        mask: None,
+        payload_bytes: payload_bytes as u64,
+    };
+    let (bytes, header_bytes) = header.to_bytes();
+    payload.put_bytes(0, header_bytes);
+    payload.copy_within(..payload_bytes, header_bytes);
+    payload[..header_bytes].copy_from_slice(&bytes[..header_bytes]);
+}
+
 /// Appends a ping.
 pub fn encode_ping(out: &mut BytesMut, payload: &ControlPayload, mask: Option<MaskKey>) {
     encode_frame(out, Opcode::Ping, payload.as_ref(), mask);
@@ -382,6 +397,11 @@ mod tests {
                 open.finish(&mut out, MessageKind::Binary, mask);
                 assert_eq!(out[..6], b"before"[..]);
                 assert_eq!(out[6..], known[..], "{size} bytes");
+                if mask.is_none() {
+                    let mut wrapped = BytesMut::from(&payload[..]);
+                    wrap_message(&mut wrapped, MessageKind::Binary);
+                    assert_eq!(wrapped[..], known[..], "{size} bytes");
+                }
                 let open = OpenMessage::begin(&mut out);
                 out.put_slice(b"never mind");
                 open.abandon(&mut out);

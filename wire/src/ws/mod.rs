@@ -45,6 +45,7 @@ pub use close::{CloseHandshake, CloseState, ReceivedClose};
 pub use frame::{
     CLOSE_REASON_BYTES_MAX, CONTROL_BYTES_MAX, ControlPayload, FrameHeader, HEADER_BYTES_MAX,
     Opcode, OpenMessage, encode_close, encode_header, encode_message, encode_ping, encode_pong,
+    wrap_message,
 };
 pub use handshake::{
     ClientHandshake, ClientHandshakeError, ClientProgress, ClientRequest, HandshakeError,
