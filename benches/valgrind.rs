@@ -169,6 +169,7 @@ fn owner(object: &str, function: &str) -> String {
         ("chatring_node", "node: store"),
         ("chatring_benches", "the benchmark itself"),
         ("instructions::", "the benchmark itself"),
+        ("cost_table::", "the benchmark itself"),
     ] {
         if function.contains(start) {
             return name.to_owned();
