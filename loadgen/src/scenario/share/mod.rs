@@ -152,8 +152,9 @@ impl Place<'_> {
         let relayed = bare::run(&load, &|moment| watch.look(moment))?;
         let (used, busy) = watch.used()?;
         server.end();
+        whole(relayed.cut_short.as_deref())?;
         let is_good = relayed.is_good();
-        let fault = relayed.cut_short.unwrap_or_else(|| format!("{} faults", relayed.faults));
+        let fault = format!("{} faults", relayed.faults);
         let measured = Measured {
             who,
             offered_per_s: rate,
@@ -183,7 +184,8 @@ impl Place<'_> {
         let (report, notes) = direct::run_observed(&load, &|moment| watch.look(moment))?;
         let (used, busy) = watch.used()?;
         server.end();
-        let fault = notes.first().cloned().or(report.setup.cut_short.clone());
+        whole(report.setup.cut_short.as_deref())?;
+        let fault = notes.first().cloned();
         let measured = Measured {
             who: Chatring,
             offered_per_s: rate,
@@ -242,6 +244,14 @@ impl Drop for Place<'_> {
     fn drop(&mut self) {
         // What cannot be removed now is only a temporary folder.
         let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// A load that was stopped ends all: a signal is meant for the command, not for a load.
+fn whole(cut_short: Option<&str>) -> Result<(), RunError> {
+    match cut_short {
+        Some(reason) => Err(RunError::Node(format!("a load was cut short: {reason}"))),
+        None => Ok(()),
     }
 }
 
