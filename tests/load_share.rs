@@ -1,8 +1,6 @@
 //! Goal: one command compares the server with the bare relay, and leaves nothing behind.
 //! Method: the smallest run of `share`, which proves no figure, with the real programs.
 
-#![allow(clippy::unwrap_used)]
-
 use std::path::Path;
 
 use chatring_loadgen::cli::{Cli, Command};
