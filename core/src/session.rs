@@ -606,3 +606,6 @@ fn push_frame(session: &Session, message: &Stored) -> ServerFrame {
         ServerFrame::Entry { cid: *cid, row: row.clone() }
     }
 }
+
+#[cfg(test)]
+mod tests;
