@@ -195,6 +195,8 @@ impl Io {
         }
         let why = match Pin::new(&mut conn.stream().stream).poll_read(cx, scratch) {
             Poll::Pending => return Poll::Pending,
+            // A peer that only listens still gets what is queued; then this is asked once more.
+            Poll::Ready(Ok(0)) if conn.is_still_written() => return Poll::Pending,
             Poll::Ready(Ok(0)) => Closed::ByPeer,
             Poll::Ready(Ok(read)) => match &mut conn.life {
                 Life::Open => {
@@ -250,6 +252,10 @@ impl Conn {
             Sock::Stream(sock) => sock,
             Sock::Ring(_) => unreachable!("a shard has one driver"),
         }
+    }
+
+    fn is_still_written(&self) -> bool {
+        matches!(self.life, Life::Finishing { .. }) && !self.out.is_empty()
     }
 
     /// Writes until the kernel takes no more.

@@ -19,6 +19,9 @@ const UNSENT_HIGH: usize = 64 * 1024;
 /// Bytes that the echo handles in one call.
 const BUDGET: usize = 4 * 1024;
 
+/// More bytes than sockets hold.
+const MUCH: usize = 16 << 20;
+
 enum Moved {
     Conn(Released, Vec<u8>),
     Panic,
@@ -26,7 +29,7 @@ enum Moved {
 }
 
 /// Echoes bytes, preceded by nothing. `!` panics, `>` moves the connection with the bytes behind it
-/// to the other shard, `?` answers the number of the shard, `.` ends the connection.
+/// to the other shard, `?` answers the number of the shard, `*` a lot, `.` ends the connection.
 struct Echo {
     shard: ShardId,
     posts: Arc<[Post<Moved>]>,
@@ -60,6 +63,7 @@ impl Echo {
                 b'!' => panic!("asked for"),
                 b'?' => io.send(conn, &[b'0' + self.shard.0 as u8]),
                 b'.' => io.finish(conn),
+                b'*' => io.send(conn, &[b'*'; MUCH]),
                 b'>' => {
                     let mut unread = bytes.split_off(at + 1);
                     unread.extend(rest);
@@ -165,6 +169,7 @@ on_both_drivers! {
     a_shard_that_stands_still_ends_the_process
     a_slow_reader_stops_being_read
     what_was_queued_before_the_end_arrives_though_the_peer_sent_more
+    a_peer_that_only_listens_gets_what_was_queued_before_the_end
     ping_pong_under_cpu_load_never_hangs
 }
 
@@ -333,6 +338,19 @@ fn what_was_queued_before_the_end_arrives_though_the_peer_sent_more(driver: Driv
         let mut all = Vec::new();
         stream.read_to_end(&mut all).unwrap();
         assert_eq!(all, b"bye");
+    }
+}
+
+fn a_peer_that_only_listens_gets_what_was_queued_before_the_end(driver: Driver) {
+    let runtime = Echo::start(driver);
+    for _ in 0..10 {
+        let mut stream = connect(&runtime);
+        stream.write_all(b"*.").unwrap();
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        std::thread::sleep(Duration::from_millis(50));
+        let mut all = Vec::new();
+        stream.read_to_end(&mut all).unwrap();
+        assert_eq!(all.len(), MUCH);
     }
 }
 
