@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   lock      locked while a process uses the folder; the lock dies with the process
-//!   format    "chatring-store 1\n" with a plain disk, "chatring-store 2 hybrid\n" with a hybrid
+//!   format    "chatring-store 1\n" of a plain disk, "chatring-store 2 hybrid\n" of a hybrid one
 //!   rows/     fjall's files; made as rows.new/ and renamed when whole
 //!   log/      of the hybrid disk; has no meaning in a folder with a plain one
 //! ```

@@ -65,9 +65,9 @@ const FIRST_VERSION: Version = Version(1);
 #[serde(rename_all = "lowercase")]
 pub enum DiskKind {
     /// fjall alone, with a synced batch for each group.
-    #[default]
     Plain,
     /// A log and memtables in front of fjall.
+    #[default]
     Hybrid,
 }
 

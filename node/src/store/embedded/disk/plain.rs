@@ -199,6 +199,13 @@ pub(super) struct PlainSnapshot {
     rows: Keyspace,
 }
 
+impl PlainSnapshot {
+    /// Whether it was taken before anything was ever written.
+    pub(super) fn is_first(&self) -> bool {
+        self.snapshot.seqno() == 0
+    }
+}
+
 impl DiskSnapshot for PlainSnapshot {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, DiskError> {
         let value = self.snapshot.get(&self.rows, key)?;

@@ -129,6 +129,83 @@ fn journal_of(dir: &Path) -> std::path::PathBuf {
     files.into_iter().find(|path| path.extension().is_some_and(|ext| ext == "jnl")).unwrap()
 }
 
+/// Opens a folder with one disk after the other; each sees what the ones before have written.
+#[test]
+fn a_folder_of_one_disk_is_converted_to_the_other_and_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let format = || fs::read_to_string(dir.path().join("format")).unwrap();
+    let mut count = 0;
+    let setups = [Setup::Plain, Setup::Hybrid, Setup::Plain, Setup::Small, Setup::Plain];
+    for (number, setup) in setups.into_iter().chain([Setup::Hybrid, Setup::Small]).enumerate() {
+        let store = open(setup, dir.path());
+        let mut client = Client::new(&store);
+        assert_eq!(client.keys("k", "l").len(), count, "{number}");
+        assert_eq!(client.value("last").is_some(), number > 0);
+        for _ in 0..40 {
+            client.set(&format!("k{count:04}"), &"v".repeat(90));
+            count += 1;
+        }
+        let last = client.set("last", &number.to_string()).version;
+        store.close();
+        let expected = match setup {
+            Setup::Plain => "chatring-store 1\n",
+            Setup::Hybrid | Setup::Small => "chatring-store 2 hybrid\n",
+        };
+        assert_eq!(format(), expected);
+        assert_eq!(dir.path().join("log").exists(), setup != Setup::Plain);
+        let store = open(setup, dir.path());
+        assert_eq!(Client::new(&store).fresh(), last);
+        store.close();
+    }
+}
+
+/// A conversion that was cut off before the log went left one that must not be read again.
+#[test]
+fn a_log_beside_a_plain_disk_has_no_meaning() {
+    let dir = tempfile::tempdir().unwrap();
+    let old = tempfile::tempdir().unwrap();
+    let store = open(Setup::Hybrid, dir.path());
+    Client::new(&store).set("k", "old");
+    store.close();
+    copy_tree(&dir.path().join("log"), old.path());
+    let store = open(Setup::Plain, dir.path());
+    Client::new(&store).set("k", "new");
+    store.close();
+    copy_tree(old.path(), &dir.path().join("log"));
+    let store = open(Setup::Hybrid, dir.path());
+    assert_eq!(Client::new(&store).value("k").as_deref(), Some("new"));
+}
+
+#[test]
+fn a_missing_or_damaged_log_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(Setup::Hybrid, dir.path());
+    let mut client = Client::new(&store);
+    for number in 0..5 {
+        client.set(&format!("k{number}"), "1");
+    }
+    store.close();
+    let refused = |words: &str| {
+        let opened = EmbeddedStore::open(dir.path(), Setup::Hybrid.config());
+        let error = opened.err().expect("is refused").to_string();
+        assert!(error.contains(words), "{error}");
+    };
+    let segment = dir.path().join("log/0000000000000001.log");
+    let whole = fs::read(&segment).unwrap();
+    let at = whole.windows(2).position(|pair| pair == b"k1").unwrap();
+    let mut damaged = whole.clone();
+    damaged[at] = b'K';
+    fs::write(&segment, &damaged).unwrap();
+    refused("the log is damaged at segment 1");
+    fs::write(&segment, &whole).unwrap();
+    fs::rename(dir.path().join("rows"), dir.path().join("elsewhere")).unwrap();
+    refused("it has a log but no rows");
+    fs::rename(dir.path().join("elsewhere"), dir.path().join("rows")).unwrap();
+    assert_eq!(Client::new(&open(Setup::Hybrid, dir.path())).keys("k", "l").len(), 5);
+    fs::remove_dir_all(dir.path().join("log")).unwrap();
+    refused("its log is missing");
+}
+
 on_every_setup![
     a_folder_in_use_is_refused_after_a_bounded_wait,
     a_folder_that_is_let_go_meanwhile_opens,

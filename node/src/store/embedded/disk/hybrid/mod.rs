@@ -38,6 +38,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::Instant;
 
+use bytes::Bytes;
+
 use self::files::{LogDir, RealDir};
 use self::ingest::Ingester;
 use self::limits::{
@@ -141,6 +143,12 @@ impl HybridDisk {
         options: HybridOptions,
     ) -> Result<HybridDisk, DiskError> {
         let at_rest = Arc::new(ingest::in_background(|| PlainDisk::open(rows, options.plain))?);
+        // fjall 3.1.13 takes a snapshot numbered 0 for none when it looks for the oldest one, and
+        // then lets go of what later ones need. The first write leaves 0 behind.
+        if at_rest.state()?.is_first() {
+            let row = (Bytes::from_static(ingest::INGESTED_KEY), None);
+            at_rest.write(Batch { rows: vec![row] })?;
+        }
         let disk = HybridDisk { at_rest, log_dir, options, running: Mutex::new(None) };
         *disk.lock() = Some(disk.start()?);
         Ok(disk)
@@ -190,8 +198,9 @@ impl HybridDisk {
         };
         let mut threads = vec![ingester.start()?];
         let writer = self.replay(&segments, &shared).and_then(|replayed| {
-            let last_number = segments.used().last().copied().unwrap_or(0);
+            segments.take_back(replayed.first_unused)?;
             segments.recycle(replayed.at_rest)?;
+            let last_number = segments.used().last().copied().unwrap_or(0);
             let first = segments.prepare(0)?;
             to_log.send(Ok(first)).expect("it has room");
             let thread = SegmentsThread { segments, messages, to_log, shared: Arc::clone(&shared) };
@@ -253,7 +262,7 @@ impl HybridDisk {
         shared.lock().sequence = sequence - 1;
         let took_ms = start.elapsed().as_millis() as u64;
         tracing::info!(records = count, segments = segments.used().len(), took_ms, "log read");
-        Ok(Replayed { active, sequence, at_rest })
+        Ok(Replayed { active, sequence, at_rest, first_unused: replay.first_unused() })
     }
 
     fn is_full(&self, table: &Table) -> bool {
@@ -489,6 +498,8 @@ struct Replayed {
     sequence: u64,
     /// The last of the segments whose records are all at rest.
     at_rest: u64,
+    /// The first segment behind all records.
+    first_unused: u64,
 }
 
 /// Prepares and recycles segments.

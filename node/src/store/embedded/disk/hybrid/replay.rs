@@ -14,12 +14,17 @@ use crate::store::embedded::disk::DiskError;
 /// Sequences by which a record behind a damaged one may be ahead of it: more fit in no segment.
 const SEQUENCES_AHEAD_MAX: u64 = 1 << 32;
 
+/// A stretch in which no record begins.
+const ZEROS: [u8; 4096] = [0; 4096];
+
 /// Reads the segments one by one.
 pub(crate) struct Replay {
     /// The sequence of the next record; none before the first.
     expected: Option<u64>,
     /// The sequence up to which everything is at rest.
     ingested: u64,
+    /// The last segment with a whole record.
+    last_with_record: u64,
     /// Where the records ended, if a segment has more than records.
     torn: Option<String>,
 }
@@ -27,7 +32,7 @@ pub(crate) struct Replay {
 impl Replay {
     /// Starts at the oldest segment.
     pub(crate) fn new(ingested: u64) -> Replay {
-        Replay { expected: None, ingested, torn: None }
+        Replay { expected: None, ingested, last_with_record: 0, torn: None }
     }
 
     /// Reads the next segment: its records that are not at rest, with their sequences.
@@ -49,6 +54,7 @@ impl Replay {
                 records.push((sequence, bytes.slice_ref(record)));
             }
             self.expected = Some(sequence + 1);
+            self.last_with_record = number;
             at += record.len();
         }
         self.look_behind(&id, &bytes, at)?;
@@ -66,6 +72,11 @@ impl Replay {
     /// The sequence of the first record to be written.
     pub(crate) fn next_sequence(&self) -> u64 {
         self.expected.unwrap_or(0).max(self.ingested + 1)
+    }
+
+    /// The first segment behind all records.
+    pub(crate) fn first_unused(&self) -> u64 {
+        self.last_with_record + 1
     }
 
     fn check_order(&self, number: u64, at: usize, sequence: u64) -> Result<(), DiskError> {
@@ -87,8 +98,14 @@ impl Replay {
     /// Looks for whole records behind the first place that has none.
     fn look_behind(&self, id: &SegmentId, bytes: &Bytes, end: usize) -> Result<(), DiskError> {
         let least = self.expected.unwrap_or(1);
-        for at in (end..bytes.len()).step_by(RECORD_ALIGN_BYTES) {
+        let mut at = end;
+        while at < bytes.len() {
             let rest = &bytes[at..];
+            // Mostly zeros; a record begins with its checksum and a count of rows that is none.
+            if rest.starts_with(&ZEROS) {
+                at += ZEROS.len();
+                continue;
+            }
             // Records of an earlier use have lower sequences.
             let is_ahead = claimed_sequence(rest).is_some_and(|sequence| {
                 sequence >= least && sequence - least < SEQUENCES_AHEAD_MAX
@@ -100,6 +117,7 @@ impl Replay {
                     id.number
                 )));
             }
+            at += RECORD_ALIGN_BYTES;
         }
         Ok(())
     }

@@ -122,21 +122,36 @@ impl Segments {
     /// Takes the segments up to this one out of the log: all their rows are at rest.
     pub(crate) fn recycle(&mut self, last: u64) -> io::Result<()> {
         while let Some(number) = self.used.front().copied().filter(|number| *number <= last) {
-            let file = self.dir.open(&name(number, LOG))?;
-            let is_spare =
-                self.spares.len() < SPARE_SEGMENTS_MAX && file.bytes()? == self.segment_bytes;
-            match is_spare {
-                true => self.dir.rename(&name(number, LOG), &name(number, SPARE))?,
-                false => self.dir.remove(&name(number, LOG))?,
-            }
-            self.probe.reached(Step::SegmentTakenOut);
-            self.dir.sync()?;
-            self.probe.reached(Step::SegmentRecycled);
+            self.take_out(number)?;
             self.used.pop_front();
-            if is_spare {
-                self.spares.push(number);
-            }
             self.count();
+        }
+        Ok(())
+    }
+
+    /// Takes the segments from this one on out of the log: they have no record, or a torn one.
+    pub(crate) fn take_back(&mut self, first: u64) -> io::Result<()> {
+        while let Some(number) = self.used.back().copied().filter(|number| *number >= first) {
+            self.take_out(number)?;
+            self.used.pop_back();
+            self.count();
+        }
+        Ok(())
+    }
+
+    fn take_out(&mut self, number: u64) -> io::Result<()> {
+        let file = self.dir.open(&name(number, LOG))?;
+        let is_spare =
+            self.spares.len() < SPARE_SEGMENTS_MAX && file.bytes()? == self.segment_bytes;
+        match is_spare {
+            true => self.dir.rename(&name(number, LOG), &name(number, SPARE))?,
+            false => self.dir.remove(&name(number, LOG))?,
+        }
+        self.probe.reached(Step::SegmentTakenOut);
+        self.dir.sync()?;
+        self.probe.reached(Step::SegmentRecycled);
+        if is_spare {
+            self.spares.push(number);
         }
         Ok(())
     }
