@@ -224,7 +224,7 @@ impl Shard {
         };
         self.counters.sessions_attached += 1;
         self.send(id, ServerFrame::Welcome(welcome));
-        self.start_sync(id, chatring_wire::frame::RequestId(0), cursor);
+        self.start_sync(id, chatring_wire::frame::RequestId(0), *cursor);
     }
 
     /// The id belongs to another user: the next candidate, which may lie with another shard.

@@ -83,7 +83,7 @@ impl From<&Identity> for TokenTimes {
 #[derive(Debug)]
 pub(crate) enum Phase {
     /// Its user's and device's rows are being stored; then it resumes from the cursor.
-    SigningIn { cursor: Bytes },
+    SigningIn { cursor: Box<Bytes> },
     /// It was welcomed.
     Attached,
 }
@@ -134,7 +134,7 @@ impl Session {
             uid,
             device,
             token: TokenTimes::from(&attach.identity),
-            phase: Phase::SigningIn { cursor: attach.cursor },
+            phase: Phase::SigningIn { cursor: Box::new(attach.cursor) },
             flow: Flow::Held(VecDeque::new()),
             sync: None,
             position: Position::START,

@@ -1,6 +1,7 @@
 //! What a shard has to look at later, by time.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU64;
 
 use chatring_wire::Uid;
 
@@ -42,7 +43,8 @@ impl SessionTimer {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct TimerKey {
     at_ms: u64,
-    number: u64,
+    /// Never 0, so that a timer that is not set costs a session no more room than one that is.
+    number: NonZeroU64,
 }
 
 /// Timers in the order of their times; those of one time in the order in which they were set.
@@ -55,8 +57,9 @@ pub(crate) struct Timers {
 impl Timers {
     /// Sets a timer on the monotonic clock.
     pub(crate) fn set(&mut self, at_ms: u64, timer: Timer) -> TimerKey {
+        let number = NonZeroU64::MIN.saturating_add(self.set);
         self.set += 1;
-        let key = TimerKey { at_ms, number: self.set };
+        let key = TimerKey { at_ms, number };
         self.timers.insert(key, timer);
         key
     }
