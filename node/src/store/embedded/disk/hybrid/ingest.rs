@@ -13,6 +13,7 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use super::limits::{BACKGROUND_NICE, FRESH_RUNS_MAX, ROWS_PER_LOOK, WAIT_POLL};
+use super::pace::Pace;
 use super::probe::{Probe, Step};
 use super::segments::SegmentsMessage;
 use super::snapshot::Stack;
@@ -25,6 +26,9 @@ use crate::store::embedded::metrics::Counters;
 /// Holds the sequence up to which all records are at rest, eight bytes big-endian. Goes to rest
 /// with the rows of each memtable.
 pub(crate) const INGESTED_KEY: &[u8] = b"\xff/ingested";
+
+/// Where a keyspace has its tables.
+const TABLES: &str = "tables";
 
 /// Takes sealed memtables to rest, the oldest first.
 pub(crate) struct Ingester {
@@ -99,6 +103,7 @@ impl Ingester {
         }
         let start = Instant::now();
         let counters = &self.shared.counters;
+        let mut pace = Pace::start(keyspace.path().join(TABLES))?;
         let mut ingestion = keyspace.start_ingestion()?;
         let ingested = (table.next_sequence() - 1).to_be_bytes();
         let mut own = Some(INGESTED_KEY);
@@ -112,7 +117,9 @@ impl Ingester {
                 None => ingestion.write_tombstone(key)?,
             }
             rows += 1;
-            bytes += key.len() + value.map_or(0, <[u8]>::len);
+            let row_bytes = key.len() + value.map_or(0, <[u8]>::len);
+            bytes += row_bytes;
+            pace.gave(row_bytes)?;
             match rows % ROWS_PER_LOOK == 0 && self.is_ending() {
                 true => Err(DiskError::Stopped("ending".into())),
                 false => Ok(()),

@@ -36,6 +36,9 @@ pub(crate) const SCAN_ROWS_MIN: usize = 8;
 /// See [`SCAN_ROWS_MIN`].
 pub(crate) const SCAN_ROWS_MAX: usize = 256;
 
+/// Bytes given to tables at rest after which what was written of them is synced: many small syncs
+/// let the log's come between.
+pub(crate) const PACE_BYTES: u64 = 1 << 20;
 /// Time between two looks at what a waiting thread waits for, in case nobody wakes it.
 pub(crate) const WAIT_POLL: Duration = Duration::from_millis(20);
 /// Niceness of the threads that ingest and merge: the shards come first.

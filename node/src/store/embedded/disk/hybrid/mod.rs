@@ -20,6 +20,7 @@ mod files;
 mod ingest;
 mod limits;
 mod log;
+mod pace;
 mod probe;
 mod record;
 mod replay;
