@@ -262,7 +262,7 @@ impl HybridDisk {
         });
         shared.lock().sequence = sequence - 1;
         let took_ms = start.elapsed().as_millis() as u64;
-        tracing::info!(records = count, segments = segments.used().len(), took_ms, "log read");
+        tracing::debug!(records = count, segments = segments.used().len(), took_ms, "log read");
         Ok(Replayed { active, sequence, at_rest, first_unused: replay.first_unused() })
     }
 

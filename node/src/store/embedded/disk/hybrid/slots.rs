@@ -236,6 +236,10 @@ impl Slots {
 
     fn insert(&mut self, spot: Spot, slot: Slot) {
         let rows = self.leaf_mut(spot.leaf);
+        if rows.is_empty() {
+            // Many heads never have a second row: that of a user or a device.
+            rows.reserve_exact(1);
+        }
         if rows.len() < LEAF_ROWS_MAX {
             return rows.insert(spot.row, slot);
         }
