@@ -18,7 +18,9 @@ use crate::frame::MESSAGE_BYTES;
 pub const GROUP_MESSAGES_MAX: usize = 65_536;
 /// Shortest log: two of the largest groups.
 pub const LOG_BYTES_MIN: u64 = 2 * (GROUP_MESSAGES_MAX * MESSAGE_BYTES) as u64;
-const FILL_BYTES: usize = 1024 * 1024;
+/// Bytes of zeroes written at a time: ext4 (since Linux 6.16) keeps what was written at once as one
+/// piece of its cache, and writes that piece again for each group in it.
+const FILL_BYTES: usize = 4096;
 
 /// Messages that are stored together, with their senders.
 #[derive(Debug, Default)]

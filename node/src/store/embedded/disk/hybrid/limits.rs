@@ -17,8 +17,11 @@ pub(crate) const REPLAYED_SEGMENTS_MAX: usize = 6;
 pub(crate) const RECORD_BYTES_MAX: u64 = 1 << 30;
 /// Records start at multiples of this, so that those behind a damaged one can be looked for.
 pub(crate) const RECORD_ALIGN_BYTES: usize = 8;
-/// Bytes of zeros written and synced at a time when a new segment is filled.
-pub(crate) const FILL_BYTES: usize = 1 << 20;
+/// Bytes of zeros synced at a time when a new segment is filled.
+pub(crate) const FILL_SYNC_BYTES: u64 = 1 << 20;
+/// Bytes of zeros written at a time. A file system that keeps what was written at once as one piece
+/// of its cache (ext4 since Linux 6.16) writes that piece again for every record in it.
+pub(crate) const FILL_BYTES: usize = 4096;
 
 /// Sealed memtables that may wait to be ingested. At the bound writes wait.
 pub(crate) const SEALED_TABLES_MAX: usize = 2;
@@ -44,6 +47,7 @@ pub(crate) const WAIT_POLL: Duration = Duration::from_millis(20);
 /// Niceness of the threads that ingest and merge: the shards come first.
 pub(crate) const BACKGROUND_NICE: i32 = 5;
 
+const _: () = assert!(FILL_SYNC_BYTES.is_multiple_of(FILL_BYTES as u64));
 const _: () = assert!(SCAN_ROWS_MIN <= SCAN_ROWS_MAX);
 const _: () = assert!(SEALED_TABLES_MAX < LIVE_TABLES_MIN);
 const _: () = assert!(RECORD_BYTES_MAX < u32::MAX as u64);

@@ -19,7 +19,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use ring::rand::SecureRandom as _;
 
 use super::files::{LogDir, LogFile};
-use super::limits::{FILL_BYTES, SEGMENT_HEAD_BYTES, SPARE_SEGMENTS_MAX};
+use super::limits::{FILL_BYTES, FILL_SYNC_BYTES, SEGMENT_HEAD_BYTES, SPARE_SEGMENTS_MAX};
 use super::probe::{Probe, Step};
 use super::record::SegmentId;
 use crate::store::embedded::metrics::Counters;
@@ -163,14 +163,18 @@ impl Segments {
         let mut at = 0;
         while at < bytes {
             let step = (bytes - at).min(FILL_BYTES as u64);
-            let filled = file.write_at(&zeros[..step as usize], at).and_then(|()| file.sync_data());
+            let end = at + step;
+            let filled = file.write_at(&zeros[..step as usize], at).and_then(|()| {
+                let is_due = end.is_multiple_of(FILL_SYNC_BYTES) || end == bytes;
+                if is_due { file.sync_data() } else { Ok(()) }
+            });
             if let Err(error) = filled {
                 // A half-filled one takes room that others need. If this fails, too, the next
                 // opening does it.
                 let _ = self.dir.remove(FILL);
                 return Err(error);
             }
-            at += step;
+            at = end;
         }
         self.probe.reached(Step::SegmentFilled);
         Ok(())
