@@ -35,14 +35,9 @@ impl Server {
         log: &Path,
     ) -> io::Result<Server> {
         let log = File::create(log)?;
-        // A process begins where its parent's thread may run.
-        let before = sched_getaffinity(None)?;
-        pin(core)?;
         let mut command = Command::new(program);
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
-        let child = command.spawn();
-        sched_setaffinity(None, &before)?;
-        child.map(Server)
+        spawn_on(core, &mut command).map(Server)
     }
 
     /// Waits for the first line that the server prints.
@@ -113,6 +108,19 @@ impl Drop for Server {
     }
 }
 
+/// Starts a command on one core.
+///
+/// # Errors
+/// There is no such program or core.
+pub fn spawn_on(core: usize, command: &mut Command) -> io::Result<Child> {
+    // A process begins where its parent's thread may run.
+    let before = sched_getaffinity(None)?;
+    pin(core)?;
+    let child = command.spawn();
+    sched_setaffinity(None, &before)?;
+    child
+}
+
 /// Lets the calling thread, and those that it starts, run on one core alone.
 ///
 /// # Errors
@@ -131,18 +139,24 @@ pub fn pin(core: usize) -> io::Result<()> {
 /// # Errors
 /// There is no such core, or the kernel does not tell.
 pub fn core_busy(core: usize) -> io::Result<Duration> {
-    let text = std::fs::read_to_string("/proc/stat")?;
+    core_of_stat(&std::fs::read_to_string("/proc/stat")?, core)
+        .ok_or_else(|| io::Error::other(format!("the kernel tells nothing of core {core}")))
+}
+
+/// All of a core's time in `/proc/stat` (proc(5)) but the idle and the waiting one.
+fn core_of_stat(stat: &str, core: usize) -> Option<Duration> {
     let name = format!("cpu{core} ");
-    let line = text.lines().find_map(|line| line.strip_prefix(&name));
-    let fields: Option<Vec<u64>> =
-        line.and_then(|line| line.split_whitespace().map(|field| field.parse().ok()).collect());
-    match fields.as_deref() {
-        Some([user, nice, system, _idle, _iowait, irq, softirq, steal, ..]) => {
-            let ticks = user + nice + system + irq + softirq + steal;
-            Ok(Duration::from_secs_f64(ticks as f64 / clock_ticks_per_second() as f64))
-        }
-        _ => Err(io::Error::other(format!("the kernel tells nothing of core {core}"))),
-    }
+    let line = stat.lines().find_map(|line| line.strip_prefix(&name))?;
+    let times = line.split_ascii_whitespace().map(str::parse).collect::<Result<Vec<u64>, _>>();
+    let [user, nice, system, _idle, _wait, irq, soft, steal, ..] = times.ok()?[..] else {
+        return None;
+    };
+    Some(ticks(user + nice + system + irq + soft + steal))
+}
+
+/// Ticks of the kernel's clock, in which `/proc` counts.
+pub fn ticks(count: u64) -> Duration {
+    Duration::from_micros(count * 1_000_000 / clock_ticks_per_second().max(1))
 }
 
 /// CPU times of the threads of a process, added up by name.
@@ -183,6 +197,15 @@ impl CpuTimes {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_busy_core_counts_all_but_idling_and_waiting() {
+        let per_s = clock_ticks_per_second();
+        let stat =
+            format!("cpu  9 9 9 9 9 9 9 9 0 0\ncpu1 {per_s} 0 {per_s} 7 7 0 0 {per_s} 0 0\n");
+        assert_eq!(core_of_stat(&stat, 1), Some(Duration::from_secs(3)));
+        assert_eq!(core_of_stat(&stat, 2), None);
+    }
 
     #[test]
     fn a_server_runs_on_its_core_and_ends_with_its_owner() {

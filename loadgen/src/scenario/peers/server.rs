@@ -10,11 +10,11 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use rustix::param::clock_ticks_per_second;
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use rustix::thread::{CpuSet, sched_getaffinity};
 use tempfile::TempDir;
 
 use crate::latency::Latencies;
+use crate::process::{core_busy, pin, spawn_on, ticks};
 
 /// How long a server may take until it takes connections.
 const START_MAX: Duration = Duration::from_secs(30);
@@ -54,26 +54,14 @@ impl Cores {
     /// # Errors
     /// There is no such core for this process.
     pub fn pin_generator(self) -> Result<(), String> {
-        pin(self.generator)
+        pin(self.generator as usize).map_err(|error| format!("core {}: {error}", self.generator))
     }
 
-    /// A child inherits the affinity of the thread that starts it.
     fn spawn_on_server_core(self, command: &mut Command) -> Result<Child, String> {
-        let own = sched_getaffinity(None).map_err(|error| format!("affinity: {error}"))?;
-        pin(self.server)?;
-        let child = command.spawn();
-        sched_setaffinity(None, &own).map_err(|error| format!("affinity: {error}"))?;
-        child.map_err(|error| format!("{}: {error}", command.get_program().display()))
+        spawn_on(self.server as usize, command).map_err(|error| {
+            format!("{} on core {}: {error}", command.get_program().display(), self.server)
+        })
     }
-}
-
-fn pin(core: u32) -> Result<(), String> {
-    let mut set = CpuSet::new();
-    if core as usize >= CpuSet::MAX_CPU {
-        return Err(format!("no core {core}"));
-    }
-    set.set(core as usize);
-    sched_setaffinity(None, &set).map_err(|error| format!("core {core}: {error}"))
 }
 
 /// A running server. It ends, and its folder goes, when this is dropped.
@@ -160,23 +148,7 @@ fn cpu_of_stat(stat: &str) -> Option<Duration> {
 
 /// CPU time that has been used on a core, by anybody, the machine's host included, to 10 ms.
 pub fn core_time(core: u32) -> Duration {
-    let stat = std::fs::read_to_string("/proc/stat");
-    stat.ok().as_deref().and_then(|stat| core_of_stat(stat, core)).unwrap_or_default()
-}
-
-/// All of a core's time in `/proc/stat` (proc(5)) but the idle and the waiting one.
-fn core_of_stat(stat: &str, core: u32) -> Option<Duration> {
-    let name = format!("cpu{core}");
-    let line = stat.lines().find_map(|line| line.strip_prefix(&name)?.strip_prefix(' '))?;
-    let times = line.split_ascii_whitespace().map(str::parse).collect::<Result<Vec<u64>, _>>();
-    let [user, nice, system, _idle, _wait, irq, soft, steal, ..] = times.ok()?[..] else {
-        return None;
-    };
-    Some(ticks(user + nice + system + irq + soft + steal))
-}
-
-fn ticks(count: u64) -> Duration {
-    Duration::from_micros(count * 1_000_000 / clock_ticks_per_second().max(1))
+    core_busy(core as usize).unwrap_or_default()
 }
 
 /// Where a program is: beside this one, in `PATH`, or where servers usually are.
@@ -237,6 +209,8 @@ pub fn sync_us(folder: &Path) -> Result<f64, String> {
 
 #[cfg(test)]
 mod tests {
+    use rustix::param::clock_ticks_per_second;
+
     use super::*;
 
     #[test]
@@ -260,10 +234,6 @@ mod tests {
         let stat = format!("7 (a) b) S 1 7 7 0 -1 4194560 9 0 0 0 {times} 0 0 20 0 4 0 5");
         assert_eq!(cpu_of_stat(&stat), Some(Duration::from_secs(3)));
         assert_eq!(cpu_of_stat("7 (a"), None);
-        let stat =
-            format!("cpu  9 9 9 9 9 9 9 9 0 0\ncpu1 {per_s} 0 {per_s} 7 7 0 0 {per_s} 0 0\n");
-        assert_eq!(core_of_stat(&stat, 1), Some(Duration::from_secs(3)));
-        assert_eq!(core_of_stat(&stat, 2), None);
         assert!(core_time(Cores::choose(None, None).unwrap().server) > Duration::ZERO);
     }
 
