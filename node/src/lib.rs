@@ -7,6 +7,7 @@ pub mod auth;
 pub mod cli;
 pub mod config;
 pub mod gateway;
+pub mod held;
 pub mod limits;
 pub mod log;
 pub mod metrics;

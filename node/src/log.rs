@@ -1,4 +1,5 @@
-//! Structured logs on stderr. Nothing on a message's path logs, and no line holds a token.
+//! Structured logs on stderr. Nothing on a message's path logs, but what
+//! held it up for long ([`crate::held`]), and no line holds a token.
 
 use std::io;
 

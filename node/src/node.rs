@@ -14,6 +14,7 @@ use tracing::warn;
 use crate::auth::{self, Verifier};
 use crate::config::Config;
 use crate::gateway::{self, Gateway, GatewayConfig, GatewayCounters, REFUSED_MAX, StoreSink};
+use crate::held::HELD;
 use crate::limits::STORE_FILES_MAX;
 use crate::metrics::{Metric, of_connections, of_runtime, of_shards, of_store};
 use crate::rt::{SHARDS_MAX, StatValues};
@@ -134,6 +135,7 @@ impl Clients for EmbeddedNode {
         metrics.extend(of_connections(&connections));
         metrics.extend(of_runtime(&runtime));
         metrics.extend(of_store(&store));
+        metrics.extend(HELD.metrics());
         metrics
     }
 }

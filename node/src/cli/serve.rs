@@ -3,11 +3,13 @@
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Args;
 
 use super::{ConfigSource, refuse};
 use crate::config::Config;
+use crate::held::HELD;
 use crate::node::EmbeddedNode;
 use crate::server::{self, Addresses, Ended};
 
@@ -31,6 +33,7 @@ pub(super) fn run(args: ServeArgs) -> ExitCode {
     if let Err(error) = crate::log::start(&config.log) {
         return refuse(error);
     }
+    HELD.set_bound(Duration::from_micros(config.log.held_up.as_us()));
     let welcome = |addresses: &Addresses| {
         // Nobody may be reading; that is no reason to end.
         let _ = io::stdout().write_all(welcome(&config, addresses).as_bytes());

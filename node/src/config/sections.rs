@@ -15,6 +15,10 @@ use crate::store::embedded::{DiskKind, EmbeddedConfig};
 /// soon, because the core has more time for them.
 const GATHER_US: u64 = 100;
 
+/// The default of `log.held_up`: half of what a user may notice in an answer, and above any good
+/// disk's sync.
+const HELD_UP_MS: u64 = 25;
+
 /// The whole configuration. `docs/operating.md` has a line for each key.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -285,13 +289,25 @@ pub enum KeyAlgorithm {
 }
 
 /// What is logged, and how.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Log {
     /// Least important level that is logged. The environment's `CHATRING_LOG` overrides it.
     pub level: LogLevel,
     /// How lines look.
     pub format: LogFormat,
+    /// What holds messages up for at least so long is logged with its cause; zero: nothing.
+    pub held_up: Period,
+}
+
+impl Default for Log {
+    fn default() -> Log {
+        Log {
+            level: LogLevel::default(),
+            format: LogFormat::default(),
+            held_up: Period::from_ms(HELD_UP_MS),
+        }
+    }
 }
 
 /// How important a line of the log is.

@@ -10,7 +10,7 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use glommio::net::{TcpListener, TcpStream};
 use glommio::{LocalExecutorBuilder, Placement};
@@ -22,6 +22,7 @@ use super::ring::{self, Bell, RingNet};
 use super::stats::{ShardStats, count};
 use super::streams::{self, SCRATCH_BYTES, StreamNet};
 use super::{Handler, Seat, StartError, TICK_MS};
+use crate::held::{Cause, Punctual};
 
 /// Memory for direct file access, which shards do not use: glommio's least.
 const IO_MEMORY_BYTES: usize = 64 << 10;
@@ -116,6 +117,7 @@ async fn serve<H: Handler>(start: Start<H::Message>, make: impl FnOnce(Seat<H::M
     spawn(&shard, acceptor(shard.clone(), listener), None);
     let _ = ready.send(Ok(()));
     let mut listening = true;
+    let mut punctual = Punctual::new(Cause::Late);
     while !stop.load(Ordering::Relaxed) {
         count(&stats.ticks, 1);
         shard.call(None, |handler, io, _| {
@@ -130,7 +132,9 @@ async fn serve<H: Handler>(start: Start<H::Message>, make: impl FnOnce(Seat<H::M
                 let _ = listener.shutdown(std::net::Shutdown::Both);
             }
         }
-        glommio::timer::sleep(Duration::from_millis(TICK_MS)).await;
+        let (start, pause) = (Instant::now(), Duration::from_millis(TICK_MS));
+        glommio::timer::sleep(pause).await;
+        punctual.woke(start, pause);
     }
     shard.core.borrow_mut().io.clear();
 }

@@ -5,10 +5,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::TICK_MS;
 use super::stats::{ShardStats, count};
+use crate::held::{Cause, Punctual};
 
 /// Time between two looks: two ticks and some room.
 const LOOK_MS: u64 = 2 * TICK_MS + 10;
@@ -19,8 +20,12 @@ const LOOKS_MAX: u32 = (5_000 / LOOK_MS) as u32;
 /// Watches until `stop`.
 pub fn watch(stats: &[Arc<ShardStats>], stop: &AtomicBool, pulse: impl Fn(usize)) {
     let mut seen = vec![(0, 0_u32); stats.len()];
+    // It does nothing but sleep on any core: if it is late, so is everybody.
+    let mut punctual = Punctual::new(Cause::Process);
     while !stop.load(Ordering::Relaxed) {
-        std::thread::sleep(Duration::from_millis(LOOK_MS));
+        let (start, pause) = (Instant::now(), Duration::from_millis(LOOK_MS));
+        std::thread::sleep(pause);
+        punctual.woke(start, pause);
         for (shard, (ticks, still)) in seen.iter_mut().enumerate() {
             let now = stats[shard].ticks.load(Ordering::Relaxed);
             if now != *ticks {

@@ -4,12 +4,13 @@ use std::io::Error as IoError;
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use glommio::io::BufferedFile;
 
 use super::Event;
 use super::pace::Pace;
+use crate::held::{Cause, HELD};
 use crate::rt::io::Io;
 use crate::rt::shard::{BREATH, Core, Shard};
 use crate::rt::stats::count;
@@ -64,6 +65,7 @@ pub async fn turns<H: Handler>(shard: Rc<Shard<H>>, gather: Duration) {
     let mut pace = Pace::new(gather);
     loop {
         std::future::poll_fn(|cx| shard.core.borrow_mut().io.poll_turn(cx)).await;
+        let start = Instant::now();
         let mut left = true;
         shard.io(|io| io.ring().look());
         for _ in 0..PASSES_MAX {
@@ -84,6 +86,7 @@ pub async fn turns<H: Handler>(shard: Rc<Shard<H>>, gather: Duration) {
             left = left || io.ring_has_work();
             io.turn_over(left)
         });
+        HELD.since(Cause::Turn, start);
         if again {
             glommio::timer::sleep(BREATH).await;
         }

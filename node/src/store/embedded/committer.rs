@@ -31,6 +31,7 @@ use super::resolver::{Resolver, Verdict};
 use super::room::RoomState;
 use super::system::{VERSION_KEY, user_part, version_value};
 use super::versions::VersionClock;
+use crate::held::{Cause, HELD};
 
 /// Elapsed monotonic time since the store was opened.
 pub(crate) type ElapsedClock = Arc<dyn Fn() -> Duration + Send + Sync>;
@@ -225,6 +226,9 @@ impl Gatherer {
             alone.push(self.background.pop_front().expect("just seen"), &self.counters);
         }
         group.commits.append(&mut alone.commits);
+        if let Some(oldest) = group.commits.first() {
+            HELD.since(Cause::Queue, oldest.queued);
+        }
         group.commits
     }
 }
@@ -393,6 +397,7 @@ impl Lander {
         self.counters.bytes.fetch_add(bytes as u64, Relaxed);
         self.published.publish(version, snapshot);
         deliver(answers);
+        HELD.since(Cause::Group, start);
         Ok(())
     }
 }

@@ -1,6 +1,7 @@
 //! The engine as one shard sees it.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use chatring_core::kv::checks::Fit;
 use chatring_core::kv::{Commit, Completion, Kv, LaneId, Limits, Outcome, Read, Request, Ticket};
@@ -60,7 +61,8 @@ impl EmbeddedHandle {
         }
         let resumed = commit.lane.is_some_and(|lane| self.resumed.remove(&lane));
         let submitter = self.submitter.clone();
-        let pending = PendingCommit { submitter, ticket, commit, resumed, bytes, fit };
+        let queued = Instant::now();
+        let pending = PendingCommit { submitter, ticket, commit, resumed, queued, bytes, fit };
         self.queues.push_commit(pending).map_err(|refused| self.refused(refused.outcome()))
     }
 

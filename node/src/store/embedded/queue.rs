@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Instant;
 
 use chatring_core::kv::checks::Fit;
 use chatring_core::kv::{Class, Commit, Completion, LaneId, Outcome, Read, Ticket};
@@ -28,6 +29,8 @@ pub(crate) struct PendingCommit {
     pub commit: Commit,
     /// The submitter resumed the lane before this commit.
     pub resumed: bool,
+    /// When it was submitted.
+    pub queued: Instant,
     /// Bytes that it takes in the queue.
     pub bytes: usize,
     /// A commit above a bound waits as well, without its content: an earlier failure of its lane

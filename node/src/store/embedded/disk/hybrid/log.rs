@@ -6,6 +6,7 @@ use std::time::Instant;
 use super::limits::{SEGMENT_HEAD_BYTES, WAIT_POLL};
 use super::probe::{Probe, Step};
 use super::segments::{Prepared, SegmentsMessage};
+use crate::held::{Cause, HELD};
 use crate::store::embedded::disk::DiskError;
 use crate::store::embedded::metrics::Counters;
 
@@ -47,9 +48,13 @@ impl Log {
         }
         let current = self.current.as_mut().expect("just made");
         current.segment.id.seal(record);
+        let start = Instant::now();
         current.segment.file.write_at(record, current.at)?;
+        HELD.since(Cause::Write, start);
         self.probe.reached(Step::RecordWritten);
+        let start = Instant::now();
         current.segment.file.sync_data()?;
+        HELD.since(Cause::Sync, start);
         self.probe.reached(Step::RecordSynced);
         current.at += bytes;
         Ok(())
@@ -96,6 +101,7 @@ impl Log {
             match self.ready.recv_timeout(WAIT_POLL) {
                 Ok(segment) => {
                     self.counters.stalled(start.elapsed());
+                    HELD.since(Cause::Segment, start);
                     return Ok(segment?);
                 }
                 Err(flume::RecvTimeoutError::Timeout) => {}

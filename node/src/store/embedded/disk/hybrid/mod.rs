@@ -54,6 +54,7 @@ use self::snapshot::{HybridSnapshot, Live, Stack};
 use self::table::Table;
 use super::plain::{PlainDisk, PlainOptions};
 use super::{Batch, Disk, DiskError, DiskSnapshot};
+use crate::held::{Cause, HELD};
 use crate::store::embedded::metrics::Counters;
 
 pub(crate) use self::limits::SEGMENT_BYTES;
@@ -450,6 +451,7 @@ impl Shared {
         let start = Instant::now();
         if self.wait_until(is_free)? == Waited::Yes {
             self.counters.stalled(start.elapsed());
+            HELD.since(Cause::Room, start);
         }
         Ok(())
     }
