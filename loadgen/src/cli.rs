@@ -19,6 +19,8 @@ use crate::stamp::Stamp;
 /// How long `direct` waits at the end while nothing that is outstanding arrives, unless told
 /// otherwise.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+/// An ack that took longer than this is part of a stall, unless told otherwise.
+pub const STALL_MS: u64 = 50;
 
 /// Load on a Chatring node, measured honestly, with books of its own.
 ///
@@ -37,6 +39,10 @@ pub struct Cli {
 pub enum Command {
     /// Pairs of users talk: user u with user u xor 1, one session each
     Direct(Direct),
+    /// Explains the stalls of a run of `direct --json`, by what it and the node have seen
+    Stalls(Stalls),
+    /// Says whether figures of a table grow, and how fast
+    Trend(Trend),
     /// Signs in again without local state and compares what is stored with ledgers
     Verify(Verify),
     /// Sessions that only heartbeat
@@ -104,6 +110,16 @@ pub struct Direct {
     #[arg(long, value_name = "MICROS", default_value_t = 0, hide_default_value = true,
           value_parser = clap::value_parser!(u32).range(..=i64::from(BURN_US_MAX)))]
     pub burn_us: u32,
+    /// An ack that took longer is part of a stall, which the report lists
+    #[arg(long, value_name = "MS", default_value_t = STALL_MS,
+          value_parser = clap::value_parser!(u64).range(1..=60_000))]
+    pub stall_ms: u64,
+    /// A core on which a thread does nothing but nap meanwhile, to see the machine stand still
+    #[arg(long, value_name = "CORE")]
+    pub probe_core: Option<usize>,
+    /// A folder in which 400 bytes are synced 50 times a second, to see how the disk is
+    #[arg(long, value_name = "DIR")]
+    pub probe_dir: Option<PathBuf>,
     /// Where the result goes.
     #[command(flatten)]
     pub output: Output,
@@ -154,6 +170,34 @@ impl FromStr for Ramp {
             .ok_or_else(|| format!("two rates from 1 to {RATE_PER_S_MAX}, such as 1000..20000"))?;
         Ok(Ramp { from_per_s, to_per_s })
     }
+}
+
+/// The options of `stalls`.
+#[derive(Clone, Debug, Args)]
+pub struct Stalls {
+    /// What `direct --json` wrote
+    #[arg(value_name = "RUN.json")]
+    pub run: PathBuf,
+    /// The node's log of that time, with `log.format = "json"`
+    #[arg(long, value_name = "FILE")]
+    pub node_log: Option<PathBuf>,
+    /// No stall may be longer, however well explained
+    #[arg(long, value_name = "MS", default_value_t = 200.0)]
+    pub max_ms: f64,
+}
+
+/// The options of `trend`.
+#[derive(Clone, Debug, Args)]
+pub struct Trend {
+    /// A table: a line of names, then lines of numbers; the first column is seconds
+    #[arg(value_name = "TABLE.csv")]
+    pub table: PathBuf,
+    /// Columns that must not grow
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
+    pub flat: Vec<String>,
+    /// Seconds at the start that are left out
+    #[arg(long, value_name = "SECONDS", default_value_t = 0.0)]
+    pub skip: f64,
 }
 
 /// The options of `verify`.

@@ -6,6 +6,7 @@
 pub mod book;
 pub mod cli;
 pub mod connection;
+pub mod evidence;
 pub mod latency;
 pub mod ledger;
 pub mod limits;
@@ -16,7 +17,9 @@ pub mod process;
 pub mod ready;
 pub mod report;
 pub mod scenario;
+pub mod stall;
 pub mod stamp;
 pub mod tally;
 pub mod threads;
+pub mod trend;
 pub mod turns;

@@ -32,6 +32,12 @@ pub const LEDGER_LINES_MAX: usize = 20_000_000;
 pub const READERS_AT_ONCE_MAX: usize = 64;
 /// Most differences that are printed one by one.
 pub const FINDINGS_PRINTED_MAX: usize = 20;
+/// Most stalls that a report prints; all are in the JSON.
+pub const STALLS_PRINTED_MAX: usize = 20;
+/// A lag of the generator from here on may explain a stall.
+pub const LAG_EVIDENCE: Duration = Duration::from_millis(10);
+/// Largest log of a node that is read for an explanation.
+pub const NODE_LOG_BYTES_MAX: u64 = 256 * 1024 * 1024;
 /// A send that the generator makes later than this is late. Sends that wait for the node are not
 /// meant: they count in its latencies.
 pub const LATE_SEND: Duration = Duration::from_millis(1);

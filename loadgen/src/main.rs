@@ -9,7 +9,9 @@ use chatring_loadgen::cli::{Bare, Cli, Command, Compare, Direct, Share};
 use chatring_loadgen::machine;
 use chatring_loadgen::report::compare::Comparison;
 use chatring_loadgen::report::{Report, html};
-use chatring_loadgen::scenario::{RunError, bare, direct, idle, knee, peers, share, verify};
+use chatring_loadgen::scenario::{
+    RunError, bare, direct, idle, knee, peers, share, stalls, verify,
+};
 use clap::Parser as _;
 
 /// The node failed what was asked of it.
@@ -32,6 +34,11 @@ fn main() -> ExitCode {
             print!("{held}");
             held.is_good()
         }),
+        Command::Stalls(options) => stalls::explain(options).map(|explained| {
+            print!("{explained}");
+            explained.is_good()
+        }),
+        Command::Trend(options) => stalls::trend(options),
         Command::Knee(options) => run_knee(options),
         Command::Compare(options) => run_compare(options),
         Command::Peers(options) => run_peers(options),

@@ -15,6 +15,9 @@ pub struct Ready {
     pub ws: String,
     /// The Ed25519 key file of the deployment's own tokens.
     pub token_key_file: PathBuf,
+    /// The node's process, on its own machine.
+    #[serde(default)]
+    pub pid: Option<u32>,
 }
 
 /// Why a ready file is of no use (yet: a node that starts removes it and writes it anew).

@@ -7,6 +7,7 @@ pub mod hdr_log;
 pub mod html;
 pub mod interval;
 pub mod section;
+pub mod stalls;
 
 use std::fmt;
 use std::path::Path;
@@ -16,9 +17,10 @@ use serde::{Deserialize, Serialize};
 use self::environment::{Machine, Versions};
 use self::interval::Row;
 use self::section::SectionReport;
+use self::stalls::StallReport;
 use crate::book::Counts;
 use crate::latency::{CurvePoint, Percentiles};
-use crate::limits::{CPU_PERCENT_HONEST_MAX, LATE_SEND, LATE_SENDS_SHARE_MAX};
+use crate::limits::{CPU_PERCENT_HONEST_MAX, LATE_SEND, LATE_SENDS_SHARE_MAX, STALLS_PRINTED_MAX};
 
 /// The result of a run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -50,6 +52,9 @@ pub struct Report {
     pub backlog: Backlog,
     /// The parts of a load in steps or along a ramp; empty if it was the same all the time.
     pub sections: Vec<SectionReport>,
+    /// When acks came late, and what the machine did meanwhile.
+    #[serde(default)]
+    pub stalls: StallReport,
     /// What the node says an ack stands for: `memory`, `fsync`, `replicated`.
     pub durability: Option<String>,
     /// When the measured time began, in Unix time.
@@ -217,6 +222,7 @@ impl fmt::Display for Report {
         for section in &self.sections {
             writeln!(f, "{}", section_line(section))?;
         }
+        write_stalls(f, &self.stalls)?;
         let Generator { bottleneck, wait_percent, lag, late, held, .. } = &self.generator;
         let cpu = self.loadgen_cpu_percent;
         write!(
@@ -235,6 +241,20 @@ impl fmt::Display for Report {
         }
         writeln!(f, "\nverdict    {}", if self.is_good() { "good" } else { "FAILED" })
     }
+}
+
+/// The longest ones; all are in the JSON.
+fn write_stalls(f: &mut fmt::Formatter<'_>, stalls: &StallReport) -> fmt::Result {
+    let StallReport { bound_ms, list, .. } = stalls;
+    writeln!(f, "stalls     {} with acks above {bound_ms} ms", list.len())?;
+    for row in stalls.longest(STALLS_PRINTED_MAX) {
+        writeln!(
+            f,
+            "  {:9.3} s  {} messages, longest {:.0} ms; generator late {:.0} ms, steal {:.0} ms",
+            row.begin_s, row.messages, row.longest_ms, row.generator_lag_ms, row.steal_ms
+        )?;
+    }
+    Ok(())
 }
 
 fn section_line(section: &SectionReport) -> String {
@@ -281,6 +301,7 @@ pub(crate) mod tests {
             generator: Generator { sends: 9, ..Generator::default() },
             backlog: Backlog::default(),
             sections: Vec::new(),
+            stalls: StallReport::default(),
             durability: Some("fsync".to_owned()),
             started_unix_ms: 1_700_000_000_000,
             command: vec!["chatring-loadgen".to_owned(), "direct".to_owned()],

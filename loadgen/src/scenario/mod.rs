@@ -6,6 +6,7 @@ pub mod idle;
 pub mod knee;
 pub mod peers;
 pub mod share;
+pub mod stalls;
 pub mod verify;
 
 use std::time::{Duration, Instant};

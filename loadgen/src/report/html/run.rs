@@ -3,9 +3,10 @@
 use super::chart::{Chart, Line, Scale, number};
 use super::page::Page;
 use crate::latency::{CurvePoint, Percentiles};
-use crate::limits::CPU_PERCENT_HONEST_MAX;
+use crate::limits::{CPU_PERCENT_HONEST_MAX, STALLS_PRINTED_MAX};
 use crate::report::interval::{Row, Stage};
 use crate::report::section::SectionReport;
+use crate::report::stalls::StallReport;
 use crate::report::{Report, Setup};
 
 /// The page of a run.
@@ -26,6 +27,8 @@ pub fn run(report: &Report) -> String {
     let what = "Milliseconds from the intended time of a send; a late send counts from there, too.";
     page.paragraph("soft", what);
     sections(&mut page, &report.sections);
+    page.heading("Stalls");
+    stalls(&mut page, report);
     page.heading("Errors and backlog");
     backlog(&mut page, report);
     faults(&mut page, report);
@@ -34,6 +37,33 @@ pub fn run(report: &Report) -> String {
     page.heading("What was run, and where");
     settings(&mut page, report);
     page.finish()
+}
+
+/// The longest stalls.
+fn stalls(page: &mut Page, report: &Report) {
+    let StallReport { bound_ms, list, .. } = &report.stalls;
+    let text = format!("{} with acks above {bound_ms} ms.", list.len());
+    page.paragraph("soft", &text);
+    let longest = report.stalls.longest(STALLS_PRINTED_MAX);
+    if longest.is_empty() {
+        return;
+    }
+    let rows = longest.into_iter().map(|row| {
+        let waits = row.node_waits_ms.values().copied().fold(0.0, f64::max);
+        let ms = [row.longest_ms, row.generator_lag_ms, row.steal_ms, waits];
+        let begin = format!("{:.3}", row.begin_s);
+        let figures = ms.map(|ms| format!("{ms:.0}"));
+        [begin, row.messages.to_string()].into_iter().chain(figures).collect()
+    });
+    let head = [
+        "at s",
+        "messages",
+        "longest ms",
+        "generator late ms",
+        "taken by the host ms",
+        "longest wait of the node for a core ms",
+    ];
+    page.figures(&head, &rows.collect::<Vec<_>>());
 }
 
 /// Charts of rates over time, of one run or of two.

@@ -24,8 +24,9 @@ use self::talk::{OUTBOX_ENTRIES_MAX, Phase, State, Talk, User};
 use super::{Moment, RunError, SOCKETS, Stall};
 use crate::book::{Book, Counts};
 use crate::cli;
+use crate::evidence::{Found, Watch, Watched};
 use crate::ledger::LedgerWriter;
-use crate::limits::{PARTS_QUEUED_MAX, START_STALLED};
+use crate::limits::{LAG_EVIDENCE, PARTS_QUEUED_MAX, START_STALLED};
 use crate::machine::{FineTimer, thread_cpu_time, thread_wait_time};
 use crate::plan::{OpenLoop, Rate};
 use crate::pool::{Pool, Wakers, fresh_random, new_session};
@@ -35,7 +36,9 @@ use crate::report::environment::{Machine, Versions};
 use crate::report::hdr_log::HdrLog;
 use crate::report::interval::{Grid, Timed};
 use crate::report::section::Sections;
+use crate::report::stalls::StallReport;
 use crate::report::{Backlog, Curves, Generator, Report, Setup};
+use crate::stall::Stalls;
 use crate::stamp::RunTag;
 use crate::tally::Tally;
 use crate::threads::{self, Line, Order};
@@ -89,8 +92,12 @@ pub fn run_observed(
         key: ready.token_key()?,
         run: RunTag::new(random.draw()),
         origin: Instant::now(),
+        origin_wall: SystemTime::now(),
         grid: Grid::new(options.warmup, options.duration),
     };
+    let watched =
+        Watched { pid: ready.pid, core: options.probe_core, folder: options.probe_dir.clone() };
+    let watch = Watch::start(&watched).map_err(RunError::io("a probe of the machine"))?;
     let collector = Collector::new(common.grid, threads)
         .with_log(log)
         .with_progress(options.output.shows_progress());
@@ -106,8 +113,9 @@ pub fn run_observed(
     for part in results.map_err(RunError::io("threads and signals"))? {
         total.merge(part?);
     }
+    let found = watch.end();
     let machine = Machine::look(&ready.token_key_file);
-    Ok(common.report(total, collected, machine))
+    Ok(common.report(total, collected, found, machine))
 }
 
 /// What all threads share.
@@ -118,6 +126,8 @@ struct Common<'a> {
     key: TokenKey,
     run: RunTag,
     origin: Instant,
+    /// The same on the wall clock.
+    origin_wall: SystemTime,
     grid: Grid,
 }
 
@@ -130,6 +140,9 @@ struct Part {
     reconnects: u64,
     acked_measured: u64,
     delivered_measured: u64,
+    stalls: Stalls,
+    lags: Stalls,
+    measured_from_ns: u64,
     sections: Sections,
     tally: Tally,
     cpu_percent: f64,
@@ -157,6 +170,9 @@ impl Part {
         self.reconnects += other.reconnects;
         self.acked_measured += other.acked_measured;
         self.delivered_measured += other.delivered_measured;
+        self.stalls.merge(other.stalls);
+        self.lags.merge(other.lags);
+        self.measured_from_ns = self.measured_from_ns.max(other.measured_from_ns);
         self.sections.merge(other.sections);
         self.tally.merge(&other.tally);
         self.cpu_percent = self.cpu_percent.max(other.cpu_percent);
@@ -237,6 +253,8 @@ impl Common<'_> {
             acked_measured: 0,
             delivered_measured: 0,
             timed: Timed::default(),
+            stalls: Stalls::new(self.options.stall_ms.saturating_mul(1_000_000)),
+            lags: Stalls::new(LAG_EVIDENCE.as_nanos() as u64),
             sections: Sections::default(),
             durability: None,
             burn: Duration::from_micros(u64::from(self.options.burn_us)),
@@ -425,6 +443,9 @@ impl Common<'_> {
             part.errors = state.errors;
             part.acked_measured = state.acked_measured;
             part.delivered_measured = state.delivered_measured;
+            part.stalls = std::mem::take(&mut state.stalls);
+            part.lags = std::mem::take(&mut state.lags);
+            part.measured_from_ns = state.measured_ns.start;
             part.sections = std::mem::take(&mut state.sections);
             part.durability = state.durability;
             part.cut_short = part.cut_short.take().or_else(|| state.fatal.clone());
@@ -432,8 +453,22 @@ impl Common<'_> {
         Ok(part)
     }
 
-    fn report(&self, total: Part, collected: Collected, machine: Machine) -> (Report, Vec<String>) {
+    fn report(
+        &self,
+        total: Part,
+        collected: Collected,
+        found: Found,
+        machine: Machine,
+    ) -> (Report, Vec<String>) {
         let options = self.options;
+        let stalls = StallReport::new(
+            options.stall_ms as f64,
+            &total.stalls,
+            &total.lags,
+            found,
+            unix_us_of(self.origin_wall),
+            total.measured_from_ns,
+        );
         let seconds = options.duration.as_secs_f64();
         let log_error = collected.log_error;
         let log_error = log_error.map(|error| format!("the interval log is incomplete: {error}"));
@@ -479,6 +514,7 @@ impl Common<'_> {
             generator,
             backlog: total.backlog,
             sections: total.sections.report(),
+            stalls,
             durability: total.durability.map(|durability| format!("{durability:?}").to_lowercase()),
             started_unix_ms: collected.measured_from.map_or(0, unix_ms_of),
             command: std::env::args().collect(),
@@ -502,7 +538,11 @@ fn sample(pool: &Pool<Talk>) -> Sample {
 }
 
 fn unix_ms_of(at: SystemTime) -> u64 {
-    at.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+    unix_us_of(at) / 1_000
+}
+
+fn unix_us_of(at: SystemTime) -> u64 {
+    at.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_micros() as u64)
 }
 
 /// Waits for goodbyes, for a bounded time; gives how many connections came after the first ones.

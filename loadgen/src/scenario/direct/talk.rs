@@ -19,6 +19,7 @@ use crate::machine::thread_cpu_time;
 use crate::pool::{Script, Wakers, new_cmid};
 use crate::report::interval::Timed;
 use crate::report::section::Sections;
+use crate::stall::Stalls;
 use crate::stamp::Mixer;
 
 /// Sends of one user that may wait in the client; further ones wait here.
@@ -65,6 +66,10 @@ pub struct State {
     pub delivered_measured: u64,
     /// Times since the interval began.
     pub timed: Timed,
+    /// Acks of the measured time that came late.
+    pub stalls: Stalls,
+    /// Sends of the measured time that the generator made late.
+    pub lags: Stalls,
     /// Times of the sections of the load.
     pub sections: Sections,
     /// What the node says an ack stands for.
@@ -251,6 +256,9 @@ impl State {
                 let now_ns = self.origin.elapsed().as_nanos() as u64;
                 let lag_ns = now_ns.saturating_sub(intended_ns);
                 note_lag(&mut self.timed, lag_ns, user.is_held);
+                if !user.is_held {
+                    self.lags.answered(intended_ns, now_ns);
+                }
             }
             let message = self.book.sending(user.number, intended_ns);
             let cmid = new_cmid(&mut self.random);
@@ -314,6 +322,7 @@ impl State {
         self.acked_measured += u64::from(self.measured_ns.contains(&at_ns));
         if self.measured_ns.contains(&intended_ns) {
             self.timed.ack.record(at_ns.saturating_sub(intended_ns));
+            self.stalls.answered(intended_ns, at_ns);
             self.sections.acked(intended_ns, at_ns);
         }
         (self.book.outstanding() < open_before).then_some(place)

@@ -263,6 +263,9 @@ fn load(options: &Options, rate: u32) -> cli::Direct {
         threads: options.threads,
         ledger: None,
         burn_us: 0,
+        stall_ms: cli::STALL_MS,
+        probe_core: None,
+        probe_dir: None,
         output: cli::Output { progress: options.progress, ..cli::Output::default() },
     }
 }
