@@ -1,8 +1,9 @@
 //! Whether a figure grows over time: a line through its samples, and how sure it is.
 //!
 //! The line is Theil and Sen's: its slope is the median of the slopes of all pairs of samples, so a
-//! few spikes do not bend it. The interval of the slope is that of Kendall's count of rising pairs (Sen, 1968):
-//! no normal distribution of the noise is assumed, but samples that are independent of each other.
+//! few spikes do not bend it. The interval of the slope is that of Kendall's count of rising pairs
+//! (Sen, 1968): no normal distribution of the noise is assumed, but samples that are independent of
+//! each other.
 
 use std::fmt;
 

@@ -1,7 +1,7 @@
 //! The stalls of a run, and what explains each of them.
 //!
-//! Evidence is joined by time: with the interval from the intended time of a stall's slowest message
-//! to its ack. If what is known covers at least half of that, the stall is explained.
+//! Evidence is joined by time: with the interval from the intended time of a stall's slowest
+//! message to its ack. If what is known covers at least half of that, the stall is explained.
 
 use std::collections::BTreeMap;
 use std::fmt;
