@@ -19,6 +19,9 @@ pub struct Metric {
     pub value: MetricValue,
 }
 
+/// Names and values that tell the figures of a family apart.
+pub type Labels = Vec<(&'static str, String)>;
+
 /// The value of a figure.
 #[derive(Clone, Debug, PartialEq)]
 pub enum MetricValue {
@@ -39,7 +42,9 @@ pub enum MetricValue {
         buckets: Vec<(f64, u64)>,
     },
     /// Always 1; the labels are what it says.
-    Info(Vec<(&'static str, String)>),
+    Info(Labels),
+    /// Several of one kind, each with its labels; at least one, and no families.
+    Family(Vec<(Labels, MetricValue)>),
 }
 
 impl Metric {

@@ -11,7 +11,7 @@ use chatring_core::kv::Kv;
 use rustix::process::{Resource, getrlimit};
 use tracing::warn;
 
-use crate::auth::{self, Verifier};
+use crate::auth::{self, TokenVerifier, Verifier};
 use crate::config::Config;
 use crate::gateway::{self, Gateway, GatewayConfig, GatewayCounters, REFUSED_MAX, StoreSink};
 use crate::held::HELD;
@@ -29,6 +29,7 @@ pub struct EmbeddedNode {
     driver: String,
     connections_max: usize,
     token_key_file: PathBuf,
+    verifier: Arc<Verifier>,
     running: Mutex<Option<Running>>,
 }
 
@@ -53,7 +54,8 @@ impl EmbeddedNode {
         };
         let mut limits = config.limits.gateway();
         if let Some(files) = getrlimit(Resource::Nofile).current {
-            let room = room_for_connections(files, shards, config.limits.http_connections_max);
+            let http = config.limits.http_connections(Some(files));
+            let room = room_for_connections(files, shards, http);
             limits.connections_max = limits.connections_max.min(room);
         }
         let connections_max = limits.connections_max;
@@ -69,12 +71,20 @@ impl EmbeddedNode {
         let handles = move |_: ShardId, sink: StoreSink| -> Box<dyn Kv> {
             Box::new(opened.handle(move |completions| sink(completions)))
         };
-        let gateway = gateway::start(&gateway_config, handles, verifier)
+        let gateway = gateway::start(&gateway_config, handles, Arc::clone(&verifier) as _)
             .map_err(|error| StartError::Clients(error.to_string()))?;
         let addr = gateway.local_addr();
         let driver = gateway.driver().to_owned();
         let running = Mutex::new(Some(Running { gateway, store }));
-        Ok(EmbeddedNode { addr, shards, driver, connections_max, token_key_file, running })
+        Ok(EmbeddedNode {
+            addr,
+            shards,
+            driver,
+            connections_max,
+            token_key_file,
+            verifier,
+            running,
+        })
     }
 
     fn with<T>(&self, act: impl FnOnce(&Running) -> T) -> Option<T> {
@@ -101,6 +111,10 @@ impl Clients for EmbeddedNode {
 
     fn token_key_file(&self) -> &Path {
         &self.token_key_file
+    }
+
+    fn verifier(&self) -> Arc<dyn TokenVerifier> {
+        Arc::clone(&self.verifier) as _
     }
 
     fn is_ready(&self) -> bool {

@@ -23,8 +23,8 @@ use serde_json::json;
 use thiserror::Error;
 use tracing::{info, warn};
 
-use crate::api::{Api, Phase};
-use crate::auth::{AuthError, write_private};
+use crate::api::{Api, ApiConfig, Phase};
+use crate::auth::{AuthError, TokenVerifier, write_private};
 use crate::config::Config;
 use crate::gateway::WS_PATH;
 use crate::limits::{DRAIN_MS_MAX, END_MS_MAX, READY_MS_MAX, READY_POLL_MS};
@@ -46,6 +46,9 @@ pub trait Clients: Send + Sync + 'static {
 
     /// The file of the deployment's own token key.
     fn token_key_file(&self) -> &Path;
+
+    /// Whose tokens are good.
+    fn verifier(&self) -> Arc<dyn TokenVerifier>;
 
     /// Whether all shards accept.
     fn is_ready(&self) -> bool;
@@ -131,7 +134,13 @@ pub fn run<C: Clients>(
     // Two signals, one start and one end of the drain are all that is ever told.
     let (tell, told) = flume::bounded(4);
     let on_signal = tell.clone();
-    let api = Api::start(config.server.http, config.limits.http_connections_max, move |_| {
+    let api_config = ApiConfig {
+        listen: config.server.http,
+        connections_max: config.limits.http_connections(getrlimit(Resource::Nofile).current),
+        connections_per_ip_max: config.limits.http_connections_per_ip_max,
+        cors_origins: config.server.cors_origins.clone(),
+    };
+    let api = Api::start(&api_config, move |_| {
         let _ = on_signal.try_send(Event::Signal);
     })
     .map_err(|error| StartError::Listen { addr: config.server.http, error })?;
@@ -139,6 +148,7 @@ pub fn run<C: Clients>(
         Some(clients) => Arc::new(clients),
         None => return Ok(Ended::Unstarted),
     };
+    api.set_verifier(clients.verifier());
     let scraped = Arc::clone(&clients);
     api.set_scrape(Box::new(move || {
         let mut metrics = of_process(started);

@@ -95,6 +95,12 @@ error_codes! {
     CmidReused = 48, Request, "cmid_reused";
     /// A bound on how many (devices, open requests, channels) is reached.
     LimitReached = 49, Request, "limit_reached";
+    /// Nothing is at this address. HTTP only.
+    NotFound = 57, Request, "not_found";
+    /// What is at this address does not know this method. HTTP only.
+    MethodNotAllowed = 58, Request, "method_not_allowed";
+    /// A body that does not say that it is JSON. HTTP only.
+    UnsupportedMediaType = 59, Request, "unsupported_media_type";
     /// Too fast, or a queue is full.
     Busy = 60, Busy, "busy";
     /// The store cannot take it now (no room, no quorum).

@@ -1,22 +1,63 @@
-//! The service thread: the HTTP address and the signals, on a small tokio runtime of its own.
+//! The service thread: the HTTP API and the signals, on a small tokio runtime of its own.
+//!
+//! ```text
+//!  socket ─▶ HTTP/1.1 or 2 ─▶ route ─▶ extractors: token, path, query, body ─▶ handler ─▶ answer
+//!                                       each refuses what is wrong as a problem (RFC 9457)
+//! ```
 
+mod bodies;
+#[allow(dead_code, reason = "the next endpoints use it")]
+mod describe;
+mod docs;
+mod endpoints;
+#[allow(dead_code, reason = "the next endpoints use it")]
+mod extract;
+pub mod limits;
 mod metrics;
+mod operator;
+mod places;
+#[allow(dead_code, reason = "the next endpoints use it")]
+mod problem;
 mod routes;
 mod serve;
+mod socket;
+mod stats;
+mod tokens;
+mod v1;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 
+use axum::http::HeaderValue;
 use tokio::sync::watch;
 
-use crate::metrics::Metric;
+use self::bodies::Bodies;
+use self::endpoints::Endpoints;
+use self::places::Places;
+use self::stats::RouteStats;
+use self::tokens::Tokens;
+use crate::auth::TokenVerifier;
+use crate::metrics::{Metric, MetricValue};
 use crate::takeover;
 
 /// Gathers the figures of the node. Called on the service thread, so it must not wait for long.
 pub type Scrape = Box<dyn Fn() -> Vec<Metric> + Send + Sync>;
+
+/// How to run the API.
+#[derive(Clone, Debug)]
+pub struct ApiConfig {
+    /// Where to listen; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Connections in all; further ones wait.
+    pub connections_max: usize,
+    /// Connections of one address (IPv6: of one /64); further ones are closed.
+    pub connections_per_ip_max: usize,
+    /// Origins of web pages that browsers let use the API; `*` for all of them.
+    pub cors_origins: Vec<String>,
+}
 
 /// What the service thread tells the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,25 +90,39 @@ pub struct Api {
 impl Api {
     /// Listens, and catches the signals from here on. `on_event` is called on the service thread.
     pub fn start(
-        listen: SocketAddr,
-        connections_max: usize,
+        config: &ApiConfig,
         on_event: impl Fn(ApiEvent) + Send + 'static,
     ) -> io::Result<Api> {
+        Api::start_with(config, v1::endpoints(), on_event)
+    }
+
+    fn start_with(
+        config: &ApiConfig,
+        endpoints: Endpoints,
+        on_event: impl Fn(ApiEvent) + Send + 'static,
+    ) -> io::Result<Api> {
+        let listen = config.listen;
         let listener = takeover::wait_for_address(listen, || TcpListener::bind(listen))?;
         listener.set_nonblocking(true)?;
         let addr = listener.local_addr()?;
-        let state = Arc::new(State::default());
+        let origins = config.cors_origins.iter().map(|origin| HeaderValue::from_str(origin));
+        let origins: Vec<HeaderValue> =
+            origins.collect::<Result<_, _>>().map_err(io::Error::other)?;
+        let built = endpoints.build();
+        let places = Places::new(config.connections_max, config.connections_per_ip_max);
+        let state = Arc::new(State::new(Arc::clone(&places), built.stats.clone()));
+        let router = routes::router(built, &state, &origins);
         let (stop, stopped) = watch::channel(());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let signals = {
             let _guard = runtime.enter();
             serve::Signals::new()?
         };
-        let router = routes::router(Arc::clone(&state));
+        let counted = Arc::clone(&state);
         let thread = std::thread::Builder::new().name("service".to_owned()).spawn(move || {
             runtime.block_on(async move {
                 let signals = signals.forward(on_event);
-                let served = serve::serve(listener, router, connections_max, stopped);
+                let served = serve::serve(listener, router, places, counted, stopped);
                 tokio::select! {
                     () = signals => {}
                     () = served => {}
@@ -92,6 +147,11 @@ impl Api {
         let _ = self.state.scrape.set(scrape);
     }
 
+    /// Whose tokens are good. Only the first call counts; before it nobody is let in.
+    pub fn set_verifier(&self, verifier: Arc<dyn TokenVerifier>) {
+        let _ = self.state.tokens.set(Tokens::new(verifier));
+    }
+
     /// Ends the thread.
     pub fn stop(self) {
         drop(self.stop);
@@ -100,13 +160,32 @@ impl Api {
 }
 
 /// What handlers see of the node.
-#[derive(Default)]
 struct State {
     phase: AtomicU8,
     scrape: OnceLock<Scrape>,
+    tokens: OnceLock<Tokens>,
+    bodies: Arc<Bodies>,
+    places: Arc<Places>,
+    /// Connections closed because their address had too many.
+    refused: AtomicU64,
+    stats: Vec<Arc<RouteStats>>,
 }
 
+type Shared = Arc<State>;
+
 impl State {
+    fn new(places: Arc<Places>, stats: Vec<Arc<RouteStats>>) -> State {
+        State {
+            phase: AtomicU8::new(Phase::Starting as u8),
+            scrape: OnceLock::new(),
+            tokens: OnceLock::new(),
+            bodies: Arc::default(),
+            places,
+            refused: AtomicU64::new(0),
+            stats,
+        }
+    }
+
     fn phase(&self) -> Phase {
         match self.phase.load(Ordering::Acquire) {
             0 => Phase::Starting,
@@ -115,8 +194,33 @@ impl State {
         }
     }
 
-    fn scrape(&self) -> Vec<Metric> {
-        self.scrape.get().map_or_else(Vec::new, |scrape| scrape())
+    fn tokens(&self) -> Option<&Tokens> {
+        self.tokens.get()
+    }
+
+    /// Everything that a scraper is told.
+    fn metrics(&self) -> Vec<Metric> {
+        let mut metrics = self.scrape.get().map_or_else(Vec::new, |scrape| scrape());
+        let own = [
+            (
+                "chatring_http_connections",
+                "open HTTP connections",
+                MetricValue::Gauge(self.places.taken() as u64),
+            ),
+            (
+                "chatring_http_connections_refused",
+                "HTTP connections closed because their address had too many",
+                MetricValue::Counter(self.refused.load(Ordering::Relaxed)),
+            ),
+            (
+                "chatring_http_bodies_bytes",
+                "bytes of request bodies being read",
+                MetricValue::Gauge(self.bodies.held() as u64),
+            ),
+        ];
+        metrics.extend(own.map(|(name, help, value)| Metric::new(name, help, value)));
+        metrics.extend(stats::metrics(&self.stats));
+        metrics
     }
 }
 

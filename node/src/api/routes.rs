@@ -1,67 +1,55 @@
-//! What the HTTP address answers.
+//! What is at which path.
 
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::State as Shared;
-use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
-use axum::http::{StatusCode, Uri};
-use axum::response::{IntoResponse, Response};
-use axum::routing::get;
-use serde_json::json;
+use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue};
+use axum::http::{Method, Uri};
+use chatring_wire::ErrorCode;
+use tower_http::cors::{AllowOrigin, CorsLayer};
 
-use super::{Phase, State, metrics};
+use super::endpoints::Built;
+use super::limits::CORS_AGE_S;
+use super::problem::Problem;
+use super::{Shared, docs, operator};
 
-pub(super) fn router(state: Arc<State>) -> Router {
-    Router::new()
-        .route("/healthz", get(alive))
-        .route("/readyz", get(ready))
-        .route("/metrics", get(scrape))
+/// Everything that the HTTP address answers.
+pub(super) fn router(built: Built, state: &Shared, cors_origins: &[HeaderValue]) -> Router {
+    let document = Arc::<str>::from(built.description.to_string());
+    let router = built
+        .router
+        .merge(docs::router(document))
+        .merge(operator::router())
         .fallback(unknown)
         .method_not_allowed_fallback(wrong_method)
-        .with_state(state)
-}
-
-async fn alive() -> Response {
-    text(StatusCode::OK, "ok\n")
-}
-
-async fn ready(Shared(state): Shared<Arc<State>>) -> Response {
-    match state.phase() {
-        Phase::Starting => text(StatusCode::SERVICE_UNAVAILABLE, "starting\n"),
-        Phase::Ready => text(StatusCode::OK, "ready\n"),
-        Phase::Draining => text(StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
+        .with_state(Arc::clone(state));
+    match cors_origins {
+        [] => router,
+        origins => router.layer(cors(origins)),
     }
 }
 
-async fn scrape(Shared(state): Shared<Arc<State>>) -> Response {
-    match metrics::encode(state.scrape()) {
-        Ok(body) => ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], body).into_response(),
-        Err(_) => problem(StatusCode::INTERNAL_SERVER_ERROR, "the figures cannot be written"),
-    }
+fn cors(origins: &[HeaderValue]) -> CorsLayer {
+    let origins = match origins.iter().any(|origin| origin == "*") {
+        true => AllowOrigin::any(),
+        false => AllowOrigin::list(origins.iter().cloned()),
+    };
+    let idempotency_key = HeaderName::from_static("idempotency-key");
+    let last_event_id = HeaderName::from_static("last-event-id");
+    CorsLayer::new()
+        .allow_origin(origins)
+        .allow_methods([Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE])
+        .allow_headers([AUTHORIZATION, CONTENT_TYPE, idempotency_key, last_event_id])
+        .expose_headers([axum::http::header::RETRY_AFTER])
+        .max_age(std::time::Duration::from_secs(CORS_AGE_S))
 }
 
-async fn unknown(uri: Uri) -> Response {
+async fn unknown(uri: Uri) -> Problem {
     let path: String = uri.path().chars().take(100).collect();
-    problem(StatusCode::NOT_FOUND, &format!("nothing is at {path}"))
+    Problem::new(ErrorCode::NotFound).detail(format!("nothing is at {path}"))
 }
 
-async fn wrong_method() -> Response {
-    problem(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are understood here")
-}
-
-fn text(status: StatusCode, body: &'static str) -> Response {
-    let headers = [(CONTENT_TYPE, "text/plain; charset=utf-8"), (CACHE_CONTROL, "no-store")];
-    (status, headers, body).into_response()
-}
-
-/// An error as RFC 9457 has it.
-fn problem(status: StatusCode, detail: &str) -> Response {
-    let body = json!({
-        "type": "about:blank",
-        "title": status.canonical_reason(),
-        "status": status.as_u16(),
-        "detail": detail,
-    });
-    (status, [(CONTENT_TYPE, "application/problem+json")], body.to_string()).into_response()
+async fn wrong_method(method: Method) -> Problem {
+    let method: String = method.as_str().chars().take(20).collect();
+    Problem::new(ErrorCode::MethodNotAllowed).detail(format!("{method} is not known here"))
 }

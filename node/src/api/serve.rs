@@ -3,22 +3,18 @@
 use std::io;
 use std::net::TcpListener;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::Router;
-use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
-use tokio::net::TcpStream;
+use bytes::Bytes;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
 use tracing::warn;
 
-use super::ApiEvent;
-use crate::limits::{
-    HTTP_ACCEPT_PAUSE_MS, HTTP_CONNECTION_MS_MAX, HTTP_HEAD_BYTES_MAX, HTTP_HEAD_MS_MAX,
-    HTTP_HEADERS_MAX,
-};
+use super::limits::HTTP_ACCEPT_PAUSE_MS;
+use super::places::Places;
+use super::{ApiEvent, Shared, socket};
 
 /// The signals that stop the server.
 pub(super) struct Signals {
@@ -45,12 +41,13 @@ impl Signals {
     }
 }
 
-/// Serves until the other end of `stopped` is dropped. When all connections are taken, further ones
-/// wait in the listener's backlog.
+/// Serves until the other end of `stopped` is dropped. When all places are taken, further
+/// connections wait in the listener's backlog; those of an address with too many are closed.
 pub(super) async fn serve(
     listener: TcpListener,
     router: Router,
-    connections_max: usize,
+    places: Arc<Places>,
+    state: Shared,
     mut stopped: watch::Receiver<()>,
 ) {
     let listener = match tokio::net::TcpListener::from_std(listener) {
@@ -60,36 +57,32 @@ pub(super) async fn serve(
             return;
         }
     };
-    let places = Arc::new(Semaphore::new(connections_max));
     loop {
         let accepted = async {
-            let places = Arc::clone(&places);
-            let place = places.acquire_owned().await.expect("it is never closed");
-            listener.accept().await.map(|(stream, _)| (stream, place))
+            let reserved = places.reserve().await;
+            listener.accept().await.map(|(stream, peer)| (stream, peer, reserved))
         };
         let accepted = tokio::select! {
             accepted = accepted => accepted,
             _ = stopped.changed() => return,
         };
         match accepted {
-            Ok((stream, place)) => {
-                tokio::spawn(connection(stream, router.clone(), place));
-            }
+            Ok((stream, peer, reserved)) => match places.settle(reserved, peer.ip()) {
+                Some(place) => {
+                    let router = router.clone();
+                    tokio::spawn(async move {
+                        socket::serve(stream, Bytes::new(), router).await;
+                        drop(place);
+                    });
+                }
+                None => {
+                    state.refused.fetch_add(1, Ordering::Relaxed);
+                }
+            },
             Err(error) => {
                 warn!(%error, "an HTTP connection was not accepted");
                 tokio::time::sleep(Duration::from_millis(HTTP_ACCEPT_PAUSE_MS)).await;
             }
         }
     }
-}
-
-/// Errors are the peer's; there is nobody to tell.
-async fn connection(stream: TcpStream, router: Router, _place: OwnedSemaphorePermit) {
-    let served = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(Duration::from_millis(HTTP_HEAD_MS_MAX))
-        .max_buf_size(HTTP_HEAD_BYTES_MAX)
-        .max_headers(HTTP_HEADERS_MAX)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
-    let _ = tokio::time::timeout(Duration::from_millis(HTTP_CONNECTION_MS_MAX), served).await;
 }

@@ -4,13 +4,32 @@ use std::time::{Duration, SystemTime};
 
 use chatring_core::counters::Counters;
 
+use axum::http::Method;
+use chatring_core::effect::Identity;
+use chatring_wire::ErrorCode;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::describe::About;
+use super::endpoints::Endpoints;
+use super::extract::{Answer, Caller, InPath, InQuery, Json};
+use super::problem::Problem;
 use super::*;
 use crate::metrics::{of_process, of_runtime, of_shards, of_store};
 use crate::rt::StatValues;
 use crate::store::embedded::StoreMetrics;
 
+fn config(connections_max: usize) -> ApiConfig {
+    ApiConfig {
+        listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+        connections_max,
+        connections_per_ip_max: connections_max,
+        cors_origins: Vec::new(),
+    }
+}
+
 fn api(connections_max: usize) -> Api {
-    Api::start(SocketAddr::from(([127, 0, 0, 1], 0)), connections_max, |_| {}).expect("a port")
+    Api::start(&config(connections_max), |_| {}).expect("a port")
 }
 
 fn exchange(api: &Api, request: &str) -> String {
@@ -60,7 +79,7 @@ fn anything_else_is_a_problem_in_json() {
 #[test]
 fn heads_are_bounded() {
     let api = api(4);
-    let long = format!("GET / HTTP/1.1\r\nhost: x\r\nmore: {}\r\n\r\n", "a".repeat(64 * 1024));
+    let long = format!("GET / HTTP/1.1\r\nhost: x\r\nmore: {}\r\n\r\n", "a".repeat(1 << 20));
     let answer = exchange(&api, &long);
     assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 431"), "{answer}");
     let many = format!("GET / HTTP/1.1\r\nhost: x\r\n{}\r\n", "a: b\r\n".repeat(100));
@@ -123,5 +142,230 @@ fn the_figures_are_prometheus_text() {
         assert!(samples.get(name).is_some_and(|value| *value > 1.0), "{name}\n{text}");
     }
     assert!(text.contains("chatring_build_info{version="), "{text}");
+    api.stop();
+}
+
+/// Takes the token `good` alone.
+struct OneToken;
+
+impl TokenVerifier for OneToken {
+    fn verify(&self, token: &str, _: u64) -> Result<Identity, ErrorCode> {
+        match token {
+            "good" => Ok(Identity {
+                issuer: String::new(),
+                subject: "alice".to_owned(),
+                issued_at_s: 1,
+                expires_at_s: u64::MAX,
+            }),
+            "old" => Err(ErrorCode::ExpiredToken),
+            _ => Err(ErrorCode::InvalidToken),
+        }
+    }
+}
+
+#[derive(Deserialize, JsonSchema)]
+struct PathOf {
+    /// Which one.
+    number: u32,
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct QueryOf {
+    /// How many.
+    limit: Option<u8>,
+}
+
+#[derive(Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct BodyOf {
+    /// A list.
+    items: Vec<Item>,
+}
+
+#[derive(Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Item {
+    /// A word.
+    word: String,
+}
+
+async fn echo(
+    _: Caller,
+    InPath(path): InPath<PathOf>,
+    InQuery(query): InQuery<QueryOf>,
+    Json(body): Json<BodyOf>,
+) -> Result<Answer<BodyOf, 201>, Problem> {
+    match query.limit {
+        Some(limit) if path.number > u32::from(limit) => Err(ErrorCode::Busy.into()),
+        _ => Ok(Answer(body)),
+    }
+}
+
+fn echoing() -> Api {
+    let about = About { id: "echo", tag: "test", summary: "Says it again" };
+    let at = (Method::POST, "/v1/echo/{number}");
+    let endpoints = Endpoints::new().add(at, about, &[ErrorCode::SelfChannel], echo);
+    let api = Api::start_with(&config(64), endpoints, |_| {}).expect("a port");
+    api.set_verifier(Arc::new(OneToken));
+    api.set_phase(Phase::Ready);
+    api
+}
+
+/// Posts a body. Answers the head in lower case, and the body.
+fn post(api: &Api, path: &str, headers: &str, body: &str) -> (u16, String, serde_json::Value) {
+    let length = body.len();
+    let request = format!(
+        "POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n\
+         {headers}\r\n{body}"
+    );
+    let answer = exchange(api, &request);
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a body");
+    let status = head[9..12].parse().expect("a status");
+    (status, head.to_ascii_lowercase(), serde_json::from_str(body).expect("JSON"))
+}
+
+const GOOD: &str = "authorization: Bearer good\r\ncontent-type: application/json\r\n";
+
+#[test]
+fn what_is_wrong_with_a_request_is_told_with_its_place() {
+    let api = echoing();
+    let good = r#"{"items":[{"word":"a"}]}"#;
+    let (status, _, answer) = post(&api, "/v1/echo/7", GOOD, good);
+    assert_eq!((status, answer.to_string()), (201, good.to_owned()));
+
+    let json = "content-type: application/json\r\n";
+    let bearer = "authorization: Bearer good\r\n";
+    let other = format!("{bearer}content-type: text/plain\r\n");
+    let twice = format!("{bearer}{GOOD}");
+    let cases = [
+        ("/v1/echo/7", json, good, 401, "invalid_token", None),
+        ("/v1/echo/7", "authorization: Basic good\r\n", good, 401, "invalid_token", None),
+        ("/v1/echo/7", "authorization: Bearer bad\r\n", good, 401, "invalid_token", None),
+        ("/v1/echo/7", "authorization: Bearer old\r\n", good, 401, "expired_token", None),
+        ("/v1/echo/7", &twice, good, 401, "invalid_token", None),
+        ("/v1/echo/7", bearer, good, 415, "unsupported_media_type", None),
+        ("/v1/echo/7", &other, good, 415, "unsupported_media_type", None),
+        ("/v1/echo/x", GOOD, good, 400, "invalid", Some("path")),
+        ("/v1/echo/7?limit=300", GOOD, good, 400, "invalid", Some("limit")),
+        ("/v1/echo/7?limti=3", GOOD, good, 400, "invalid", Some("limti")),
+        ("/v1/echo/7", GOOD, "{", 400, "malformed", None),
+        ("/v1/echo/7", GOOD, r#"{"items":[]} {}"#, 400, "malformed", None),
+        ("/v1/echo/7", GOOD, "[1]", 400, "invalid", None),
+        ("/v1/echo/7", GOOD, r#"{"items":[{"wrod":1}]}"#, 400, "invalid", Some("items[0].wrod")),
+        ("/v1/echo/7", GOOD, r#"{"items":[{"word":1}]}"#, 400, "invalid", Some("items[0].word")),
+        ("/v1/echo/7?limit=3", GOOD, good, 429, "busy", None),
+        ("/v1/ehco/7", GOOD, good, 404, "not_found", None),
+        ("/healthz", GOOD, good, 405, "method_not_allowed", None),
+    ];
+    for (path, headers, body, expected, name, field) in cases {
+        let (status, head, problem) = post(&api, path, headers, body);
+        let case = format!("{path} {headers} {body}\n{head}\n{problem}");
+        assert_eq!(status, expected, "{case}");
+        assert_eq!(problem["status"], expected, "{case}");
+        assert_eq!(problem["name"], name, "{case}");
+        let code = ErrorCode::from_name(name).expect("a code").number();
+        assert_eq!(problem["code"], code, "{case}");
+        if let Some(field) = field {
+            assert_eq!(problem["field"], field, "{case}");
+        }
+        assert!(head.contains("content-type: application/problem+json"), "{case}");
+        assert_eq!(head.contains("retry-after: 1"), expected == 429, "{case}");
+        assert_eq!(head.contains("www-authenticate: bearer"), expected == 401, "{case}");
+    }
+    api.set_phase(Phase::Draining);
+    let (status, head, problem) = post(&api, "/v1/echo/7", GOOD, good);
+    assert_eq!((status, problem["name"].as_str()), (503, Some("draining")));
+    assert!(head.contains("retry-after:"), "{head}");
+    api.stop();
+}
+
+#[test]
+fn bodies_are_bounded_whether_their_length_is_told_or_not() {
+    let api = echoing();
+    let word = "a".repeat(limits::HTTP_BODY_BYTES_MAX);
+    let large = format!(r#"{{"items":[{{"word":"{word}"}}]}}"#);
+    let (status, _, problem) = post(&api, "/v1/echo/7", GOOD, &large);
+    assert_eq!((status, problem["name"].as_str()), (413, Some("too_large")));
+    let chunked = format!(
+        "POST /v1/echo/7 HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\
+         transfer-encoding: chunked\r\n{GOOD}\r\n{:x}\r\n{large}\r\n0\r\n\r\n",
+        large.len()
+    );
+    let answer = exchange(&api, &chunked);
+    assert!(answer.starts_with("HTTP/1.1 413"), "{answer}");
+    assert_eq!(api.state.bodies.held(), 0);
+    api.stop();
+}
+
+#[test]
+fn the_description_and_the_figures_follow_from_the_handlers() {
+    let api = echoing();
+    post(&api, "/v1/echo/7", GOOD, r#"{"items":[]}"#);
+    post(&api, "/v1/echo/7", GOOD, "{");
+    let (status, text) = get(&api, "/v1/openapi.json");
+    assert_eq!(status, 200);
+    let document: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    assert_eq!(document["openapi"], "3.1.0");
+    let operation = &document["paths"]["/v1/echo/{number}"]["post"];
+    let statuses: Vec<_> = operation["responses"].as_object().expect("answers").keys().collect();
+    assert_eq!(statuses, ["201", "400", "401", "408", "413", "415", "429", "500", "503"]);
+    let places: Vec<_> = operation["parameters"]
+        .as_array()
+        .expect("parameters")
+        .iter()
+        .map(|one| (one["name"].as_str(), one["in"].as_str(), one["required"].as_bool()))
+        .collect();
+    let number = (Some("number"), Some("path"), Some(true));
+    assert_eq!(places, [number, (Some("limit"), Some("query"), Some(false))]);
+    assert_eq!(operation["security"][0]["bearer"], serde_json::json!([]));
+    let body = &document["components"]["schemas"]["BodyOf"];
+    assert_eq!(body["additionalProperties"], false, "{body}");
+    assert!(document["components"]["schemas"]["Problem"]["properties"]["code"].is_object());
+
+    let (_, text) = get(&api, "/metrics");
+    for line in [
+        r#"chatring_http_requests_total{route="POST /v1/echo/{number}"} 2"#,
+        r#"chatring_http_request_seconds_count{route="POST /v1/echo/{number}"} 2"#,
+        r#"chatring_http_errors_total{route="POST /v1/echo/{number}",code="malformed"} 1"#,
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+    }
+    let (status, page) = get(&api, "/docs");
+    assert_eq!(status, 200);
+    assert!(!page.contains("http://") && !page.contains("https://"), "it loads from outside");
+    api.stop();
+}
+
+#[test]
+fn other_origins_are_let_in_only_if_they_are_listed() {
+    let preflight = "OPTIONS /v1/me HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\
+        origin: https://app.example\r\naccess-control-request-method: GET\r\n\r\n";
+    let closed = api(4);
+    assert!(!exchange(&closed, preflight).contains("access-control"));
+    closed.stop();
+    let mut config = config(4);
+    config.cors_origins = vec!["https://app.example".to_owned()];
+    let api = Api::start(&config, |_| {}).expect("a port");
+    let allowed = exchange(&api, preflight);
+    assert!(allowed.contains("access-control-allow-origin: https://app.example"), "{allowed}");
+    let other = exchange(&api, &preflight.replace("app", "evil"));
+    assert!(!other.contains("access-control-allow-origin"), "{other}");
+    api.stop();
+}
+
+#[test]
+fn http_2_is_spoken_on_the_same_port() {
+    let api = api(4);
+    let mut stream = TcpStream::connect(api.local_addr()).expect("it listens");
+    stream.set_read_timeout(Some(Duration::from_secs(10))).expect("a time");
+    // The preface, cut in two, and an empty SETTINGS frame (RFC 9113, 3.4 and 6.5).
+    stream.write_all(b"PRI * HTTP/2.0\r\n").expect("it reads");
+    std::thread::sleep(Duration::from_millis(50));
+    stream.write_all(b"\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").expect("it reads");
+    let mut frame = [0; 9];
+    stream.read_exact(&mut frame).expect("it answers");
+    assert_eq!((frame[3], frame[4]), (4, 0), "SETTINGS");
+    drop(stream);
     api.stop();
 }

@@ -14,6 +14,8 @@ use crate::rt::{Driver, SHARDS_MAX};
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
 /// Most issuers besides the deployment's own.
 const ISSUERS_MAX: usize = 64;
+/// Most origins of web pages.
+const ORIGINS_MAX: usize = 64;
 /// Most keys of an issuer: each one may cost a signature check per token.
 const KEYS_PER_ISSUER_MAX: usize = 8;
 /// Least and most that `limits.frame_bytes_max` may be, by the protocol.
@@ -151,7 +153,13 @@ impl Config {
             ("limits.unsent_bytes_high", l.unsent_bytes_high as u64, 4_096, COUNT_MAX),
             ("limits.unsent_bytes_max", l.unsent_bytes_max as u64, high, COUNT_MAX),
             ("limits.frame_bytes_max", l.frame_bytes_max as u64, FRAME_MIN, MESSAGE_MAX),
-            ("limits.http_connections_max", l.http_connections_max as u64, 1, 65_536),
+            ("limits.http_connections_max", l.http_connections_max as u64, 1, COUNT_MAX),
+            (
+                "limits.http_connections_per_ip_max",
+                l.http_connections_per_ip_max as u64,
+                1,
+                COUNT_MAX,
+            ),
             ("store.commit_gap (us)", self.store.commit_gap.as_us(), 0, 1_000_000),
             ("store.cache_bytes", self.store.cache_bytes, MIB, 1 << 40),
             ("store.memtable_bytes", self.store.memtable_bytes, MIB, 1 << 36),
@@ -163,7 +171,29 @@ impl Config {
                 return Err(ConfigError::Range { key, value, min, max });
             }
         }
+        self.check_origins()?;
         self.check_issuers()
+    }
+
+    fn check_origins(&self) -> Result<(), ConfigError> {
+        let origins = &self.server.cors_origins;
+        if origins.len() > ORIGINS_MAX {
+            let message = format!("server.cors_origins has more than {ORIGINS_MAX} entries");
+            return Err(ConfigError::Invalid(message));
+        }
+        for (n, origin) in origins.iter().enumerate() {
+            let host = origin.split_once("://").map(|(_, host)| host);
+            let is_host = |host: &str| {
+                let of_host = |c: char| c.is_ascii_alphanumeric() || ".-:[]".contains(c);
+                !host.is_empty() && host.chars().all(of_host)
+            };
+            if origin != "*" && !host.is_some_and(is_host) {
+                return Err(ConfigError::Invalid(format!(
+                    "server.cors_origins[{n}] must be \"*\" or like \"https://app.example.com\""
+                )));
+            }
+        }
+        Ok(())
     }
 
     fn check_issuers(&self) -> Result<(), ConfigError> {
@@ -277,6 +307,15 @@ mod tests {
         assert!(message("[[auth.issuers]]\nname = \"a\"\nkeys = []").contains("keys must have"));
         let none = issuer("a").replace("RS256", "none");
         assert!(message(&none).contains("auth.issuers[0].keys[0].algorithm: unknown variant"));
+    }
+
+    #[test]
+    fn origins_are_checked() {
+        let origins = |text: &str| format!("[server]\ncors_origins = [{text}]");
+        assert!(parse(&origins("'*', 'https://a.example', 'http://[::1]:80'")).is_ok());
+        for bad in ["'a.example'", "'https://a.example/'", "'https://'", "'https://a b'"] {
+            assert!(message(&origins(bad)).contains("server.cors_origins[0] must be"), "{bad}");
+        }
     }
 
     #[test]

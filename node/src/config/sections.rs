@@ -45,6 +45,8 @@ pub struct Server {
     pub listen: SocketAddr,
     /// Address for HTTP; port 0 takes a free one.
     pub http: SocketAddr,
+    /// Origins of web pages that browsers let use the HTTP API; `*` for all of them.
+    pub cors_origins: Vec<String>,
     /// Shards, one thread each; 0 means one per core.
     pub shards: u16,
     /// What moves the bytes of the clients' sockets.
@@ -59,6 +61,7 @@ impl Default for Server {
             data: PathBuf::from("./chatring-data"),
             listen: SocketAddr::from(([127, 0, 0, 1], 7400)),
             http: SocketAddr::from(([127, 0, 0, 1], 7401)),
+            cors_origins: Vec::new(),
             shards: 0,
             driver: Driver::Auto,
             gather: Period::from_us(GATHER_US),
@@ -118,6 +121,8 @@ pub struct Limits {
     pub frame_bytes_max: usize,
     /// HTTP connections at a time.
     pub http_connections_max: usize,
+    /// HTTP connections of one address (IPv6: of one /64).
+    pub http_connections_per_ip_max: usize,
 }
 
 impl Limits {
@@ -140,6 +145,13 @@ impl Limits {
             recent_max: self.recent_max,
             shard_queue_messages_max: self.shard_queue_messages_max,
         }
+    }
+
+    /// HTTP connections at a time, where a process may have so many files open: at most a quarter
+    /// of them.
+    pub fn http_connections(&self, files_max: Option<u64>) -> usize {
+        let files = files_max.and_then(|files| usize::try_from(files).ok()).unwrap_or(usize::MAX);
+        self.http_connections_max.min(files / 4)
     }
 
     /// The bounds of clients' connections.
@@ -186,7 +198,8 @@ impl Default for Limits {
             unsent_bytes_high: gateway.unsent_bytes_high,
             unsent_bytes_max: gateway.unsent_bytes_max,
             frame_bytes_max: gateway.frame_bytes_max,
-            http_connections_max: 256,
+            http_connections_max: 16_384,
+            http_connections_per_ip_max: 16_384,
         }
     }
 }

@@ -2,6 +2,8 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
+use chatring_core::effect::Identity;
+use chatring_wire::ErrorCode;
 use rustix::process::{Signal, getpid, kill_process};
 
 use super::*;
@@ -14,6 +16,15 @@ struct Fake {
     draining: flume::Sender<()>,
     /// The store does not close.
     stuck: Arc<AtomicBool>,
+}
+
+/// Takes no token.
+struct Nobody;
+
+impl TokenVerifier for Nobody {
+    fn verify(&self, _: &str, _: u64) -> Result<Identity, ErrorCode> {
+        Err(ErrorCode::InvalidToken)
+    }
 }
 
 impl Clients for Fake {
@@ -35,6 +46,10 @@ impl Clients for Fake {
 
     fn token_key_file(&self) -> &Path {
         &self.key
+    }
+
+    fn verifier(&self) -> Arc<dyn TokenVerifier> {
+        Arc::new(Nobody)
     }
 
     fn is_ready(&self) -> bool {

@@ -1,0 +1,218 @@
+//! What handlers take of a request. Each refuses what is wrong with a problem that says where.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use axum::extract::{FromRequest, FromRequestParts, Path, Request};
+use axum::http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE};
+use axum::http::request::Parts;
+use axum::response::{IntoResponse, Response};
+use bytes::{Bytes, BytesMut};
+use chatring_core::effect::Identity;
+use chatring_wire::ErrorCode;
+use http_body_util::BodyExt as _;
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::time::timeout;
+
+use super::Shared;
+use super::describe::{Gives, In, Operation, Takes};
+use super::limits::{HTTP_BODIES_BYTES_MAX, HTTP_BODY_BYTES_MAX, HTTP_BODY_MS_MAX};
+use super::problem::Problem;
+
+/// Who asks: `Authorization: Bearer TOKEN` was good.
+#[derive(Clone, Debug)]
+pub(super) struct Caller(pub Arc<Identity>);
+
+impl FromRequestParts<Shared> for Caller {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &Shared) -> Result<Caller, Problem> {
+        let mut all = parts.headers.get_all(AUTHORIZATION).iter();
+        let no_token = |detail: &str| Problem::new(ErrorCode::InvalidToken).detail(detail);
+        let value = match (all.next(), all.next()) {
+            (Some(value), None) => value,
+            (None, _) => return Err(no_token("the header Authorization is missing")),
+            (Some(_), Some(_)) => return Err(no_token("the header Authorization comes twice")),
+        };
+        let token = value.to_str().ok().and_then(|value| {
+            let (scheme, token) = value.split_once(' ')?;
+            scheme.eq_ignore_ascii_case("Bearer").then_some(token.trim())
+        });
+        let token = token.ok_or_else(|| no_token("Authorization must be: Bearer TOKEN"))?;
+        let tokens = state.tokens().ok_or(ErrorCode::Unavailable)?;
+        Ok(Caller(tokens.verify(token, unix_s())?))
+    }
+}
+
+impl Takes for Caller {
+    fn describe(operation: &mut Operation<'_>) {
+        operation.needs_token();
+    }
+}
+
+/// Parameters in the path.
+#[derive(Debug)]
+pub(super) struct InPath<T>(pub T);
+
+impl<T: DeserializeOwned + Send> FromRequestParts<Shared> for InPath<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &Shared) -> Result<Self, Problem> {
+        match Path::from_request_parts(parts, state).await {
+            Ok(Path(params)) => Ok(InPath(params)),
+            Err(rejection) => Err(Problem::invalid("path", rejection.body_text())),
+        }
+    }
+}
+
+impl<T: JsonSchema> Takes for InPath<T> {
+    fn describe(operation: &mut Operation<'_>) {
+        operation.parameters::<T>(In::Path);
+    }
+}
+
+/// Parameters in the query.
+#[derive(Debug)]
+pub(super) struct InQuery<T>(pub T);
+
+impl<T: DeserializeOwned> FromRequestParts<Shared> for InQuery<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Shared) -> Result<Self, Problem> {
+        let query = parts.uri.query().unwrap_or_default();
+        let pairs = form_urlencoded::parse(query.as_bytes());
+        let deserializer = serde_urlencoded::Deserializer::new(pairs);
+        match serde_path_to_error::deserialize(deserializer) {
+            Ok(query) => Ok(InQuery(query)),
+            Err(error) => Err(wrong(&error)),
+        }
+    }
+}
+
+impl<T: JsonSchema> Takes for InQuery<T> {
+    fn describe(operation: &mut Operation<'_>) {
+        operation.parameters::<T>(In::Query);
+    }
+}
+
+/// A body in JSON. Taken last, when everything else of the request is found good.
+#[derive(Debug)]
+pub(super) struct Json<T>(pub T);
+
+impl<T: DeserializeOwned> FromRequest<Shared> for Json<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &Shared) -> Result<Self, Problem> {
+        let kind = request.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+        if !kind.is_some_and(is_json) {
+            let problem = Problem::new(ErrorCode::UnsupportedMediaType);
+            return Err(problem.detail("Content-Type must be application/json"));
+        }
+        let limit = Duration::from_millis(HTTP_BODY_MS_MAX);
+        let read = timeout(limit, read_body(request, state)).await;
+        let body = read.map_err(|_| {
+            let detail = format!("the body must come within {} s", limit.as_secs());
+            Problem::new(ErrorCode::Timeout).detail(detail)
+        })??;
+        parse(&body).map(Json)
+    }
+}
+
+impl<T: JsonSchema> Takes for Json<T> {
+    fn describe(operation: &mut Operation<'_>) {
+        operation.body::<T>();
+        let codes = [ErrorCode::Timeout, ErrorCode::TooLarge, ErrorCode::UnsupportedMediaType];
+        operation.fails(&codes);
+    }
+}
+
+/// An answer in JSON with the status 200 (or another).
+#[derive(Debug)]
+pub(super) struct Answer<T, const STATUS: u16 = 200>(pub T);
+
+impl<T: Serialize, const STATUS: u16> IntoResponse for Answer<T, STATUS> {
+    fn into_response(self) -> Response {
+        let status = axum::http::StatusCode::from_u16(STATUS).expect("a constant of ours");
+        match serde_json::to_vec(&self.0) {
+            Ok(body) => (status, [(CONTENT_TYPE, "application/json")], body).into_response(),
+            Err(error) => {
+                tracing::error!(%error, "an answer cannot be written as JSON");
+                Problem::new(ErrorCode::Internal).into_response()
+            }
+        }
+    }
+}
+
+impl<T: JsonSchema, const STATUS: u16> Gives for Answer<T, STATUS> {
+    fn describe(operation: &mut Operation<'_>) {
+        operation.answer::<T>(STATUS, "done");
+    }
+}
+
+/// Seconds since 1970.
+pub(super) fn unix_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+/// Parses JSON. What is wrong is told with its path; that takes longer and so comes second.
+pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
+    let error: serde_json::Error = match serde_json::from_slice(body) {
+        Ok(value) => return Ok(value),
+        Err(error) => error,
+    };
+    if !error.is_data() {
+        return Err(Problem::new(ErrorCode::Malformed).detail(format!("not JSON: {error}")));
+    }
+    let deserializer = &mut serde_json::Deserializer::from_slice(body);
+    match serde_path_to_error::deserialize(deserializer) {
+        Ok(value) => Ok(value),
+        Err(error) => Err(wrong(&error)),
+    }
+}
+
+/// What is wrong with a field, or with the whole.
+fn wrong<E: std::fmt::Display>(error: &serde_path_to_error::Error<E>) -> Problem {
+    let problem = Problem::new(ErrorCode::Invalid).detail(error.inner().to_string());
+    match error.path().iter().next() {
+        Some(_) => problem.field(error.path().to_string()),
+        None => problem,
+    }
+}
+
+/// `application/json`, whatever follows (`; charset=utf-8`).
+fn is_json(kind: &str) -> bool {
+    let kind = kind.split(';').next().unwrap_or_default().trim();
+    kind.eq_ignore_ascii_case("application/json")
+}
+
+/// Reads a body within its bound. Of all bodies together no more is held than their bound.
+async fn read_body(request: Request, state: &Shared) -> Result<Bytes, Problem> {
+    let too_large = || {
+        let detail = format!("a body has at most {HTTP_BODY_BYTES_MAX} bytes");
+        Problem::new(ErrorCode::TooLarge).detail(detail)
+    };
+    let length = request.headers().get(CONTENT_LENGTH);
+    let length = length.and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
+    if length.is_some_and(|length| length > HTTP_BODY_BYTES_MAX) {
+        return Err(too_large());
+    }
+    let mut body = request.into_body();
+    let mut held = state.bodies.hold();
+    let mut whole = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let broken = |_| Problem::new(ErrorCode::Malformed).detail("the body broke off");
+        let Ok(data) = frame.map_err(broken)?.into_data() else { continue };
+        if whole.len() + data.len() > HTTP_BODY_BYTES_MAX {
+            return Err(too_large());
+        }
+        held.grow(data.len(), HTTP_BODIES_BYTES_MAX)
+            .map_err(|_| Problem::new(ErrorCode::Busy).detail("too many bodies are being read"))?;
+        if whole.is_empty() && Some(data.len()) == length {
+            return Ok(data);
+        }
+        whole.extend_from_slice(&data);
+    }
+    Ok(whole.freeze())
+}

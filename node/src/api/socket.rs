@@ -1,0 +1,160 @@
+//! One HTTP connection: tells HTTP/1.1 from HTTP/2, and cuts off who sends or takes nothing.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use axum::Router;
+use bytes::{Buf as _, Bytes, BytesMut};
+use hyper::server::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::{Sleep, sleep, timeout};
+
+use super::limits::{
+    HTTP_FIRST_MS_MAX, HTTP_HEAD_BYTES_MAX, HTTP_HEAD_MS_MAX, HTTP_HEADERS_MAX, HTTP_STALL_MS_MAX,
+    HTTP2_PING_MS, HTTP2_SEND_BYTES_MAX, HTTP2_STREAMS_MAX, HTTP2_WINDOW_BYTES,
+};
+
+/// What a client that speaks HTTP/2 says first (RFC 9113, 3.4).
+const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Serves a connection to its end. `received` was read from it before. Errors are the peer's; there
+/// is nobody to tell.
+pub(super) async fn serve(stream: TcpStream, received: Bytes, router: Router) {
+    let _ = stream.set_nodelay(true);
+    let mut socket = Socket { stream, received, stall: None };
+    let first = timeout(Duration::from_millis(HTTP_FIRST_MS_MAX), socket.speaks());
+    let Ok(Ok(version)) = first.await else { return };
+    let service = TowerToHyperService::new(router);
+    let io = TokioIo::new(socket);
+    let _ = match version {
+        Version::Http1 => {
+            http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(Duration::from_millis(HTTP_HEAD_MS_MAX))
+                .max_buf_size(HTTP_HEAD_BYTES_MAX)
+                .max_headers(HTTP_HEADERS_MAX)
+                .serve_connection(io, service)
+                .await
+        }
+        Version::Http2 => {
+            http2::Builder::new(TokioExecutor::new())
+                .timer(TokioTimer::new())
+                .max_concurrent_streams(HTTP2_STREAMS_MAX)
+                .max_header_list_size(HTTP_HEAD_BYTES_MAX as u32)
+                .initial_stream_window_size(HTTP2_WINDOW_BYTES)
+                .initial_connection_window_size(HTTP2_WINDOW_BYTES)
+                .max_send_buf_size(HTTP2_SEND_BYTES_MAX)
+                .keep_alive_interval(Duration::from_millis(HTTP2_PING_MS))
+                .keep_alive_timeout(Duration::from_millis(HTTP2_PING_MS))
+                .serve_connection(io, service)
+                .await
+        }
+    };
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Version {
+    Http1,
+    Http2,
+}
+
+/// A stream whose first bytes may have been read already, and whose peer must take what is written
+/// to it.
+struct Socket {
+    stream: TcpStream,
+    received: Bytes,
+    /// Runs while the peer takes nothing. Made only then: a parked connection has none.
+    stall: Option<Pin<Box<Sleep>>>,
+}
+
+impl Socket {
+    /// Reads until it is clear which version the peer speaks.
+    async fn speaks(&mut self) -> io::Result<Version> {
+        loop {
+            let length = self.received.len().min(HTTP2_PREFACE.len());
+            if self.received[..length] != HTTP2_PREFACE[..length] {
+                return Ok(Version::Http1);
+            }
+            if length == HTTP2_PREFACE.len() {
+                return Ok(Version::Http2);
+            }
+            let mut bytes = BytesMut::from(&*self.received);
+            if self.stream.read_buf(&mut bytes).await? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            self.received = bytes.freeze();
+        }
+    }
+
+    /// Fails if the peer has taken nothing for too long.
+    fn check<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        written: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.stall = None;
+            return written;
+        }
+        let limit = Duration::from_millis(HTTP_STALL_MS_MAX);
+        let stall = self.stall.get_or_insert_with(|| Box::pin(sleep(limit)));
+        ready!(stall.as_mut().poll(cx));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.received.is_empty() {
+            return Pin::new(&mut self.stream).poll_read(cx, buffer);
+        }
+        let length = self.received.len().min(buffer.remaining());
+        buffer.put_slice(&self.received[..length]);
+        self.received.advance(length);
+        if self.received.is_empty() {
+            self.received = Bytes::new();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.check(cx, written)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+        self.check(cx, written)
+    }
+}
