@@ -26,7 +26,7 @@ fn requests_that_are_no_upgrade_of_ours_get_a_status_and_an_end() {
     let long = format!("X: {}\r\n", "a".repeat(HANDSHAKE_BYTES_MAX));
     let many = "X: y\r\n".repeat(HANDSHAKE_HEADERS_MAX);
     let cases: [(u16, String); 14] = [
-        (404, "GET / HTTP/1.1\r\nHost: x\r\n".to_owned()),
+        (404, "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n".to_owned()),
         (404, format!("GET /v1/other HTTP/1.1\r\n{UPGRADE}{binary}")),
         (404, format!("GET /v1/ws/ HTTP/1.1\r\n{UPGRADE}{binary}")),
         (426, "GET /v1/ws HTTP/1.1\r\nHost: x\r\n".to_owned()),

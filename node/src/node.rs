@@ -13,7 +13,9 @@ use tracing::warn;
 
 use crate::auth::{self, TokenVerifier, Verifier};
 use crate::config::Config;
-use crate::gateway::{self, Gateway, GatewayConfig, GatewayCounters, REFUSED_MAX, StoreSink};
+use crate::gateway::{
+    self, Gateway, GatewayConfig, GatewayCounters, HttpSink, REFUSED_MAX, StoreSink,
+};
 use crate::held::HELD;
 use crate::limits::STORE_FILES_MAX;
 use crate::metrics::{Metric, of_connections, of_runtime, of_shards, of_store};
@@ -40,8 +42,9 @@ struct Running {
 }
 
 impl EmbeddedNode {
-    /// Opens the store, makes or reads the token key, and starts the shards.
-    pub fn start(config: &Config) -> Result<EmbeddedNode, StartError> {
+    /// Opens the store, makes or reads the token key, and starts the shards. Connections that speak
+    /// HTTP go to `http`.
+    pub fn start(config: &Config, http: HttpSink) -> Result<EmbeddedNode, StartError> {
         let data = &config.server.data;
         let store = EmbeddedStore::open(data, config.store.embedded())
             .map_err(|error| StartError::Clients(error.to_string()))?;
@@ -71,7 +74,7 @@ impl EmbeddedNode {
         let handles = move |_: ShardId, sink: StoreSink| -> Box<dyn Kv> {
             Box::new(opened.handle(move |completions| sink(completions)))
         };
-        let gateway = gateway::start(&gateway_config, handles, Arc::clone(&verifier) as _)
+        let gateway = gateway::start(&gateway_config, handles, Arc::clone(&verifier) as _, http)
             .map_err(|error| StartError::Clients(error.to_string()))?;
         let addr = gateway.local_addr();
         let driver = gateway.driver().to_owned();

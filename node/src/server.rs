@@ -26,7 +26,7 @@ use tracing::{info, warn};
 use crate::api::{Api, ApiConfig, Phase};
 use crate::auth::{AuthError, TokenVerifier, write_private};
 use crate::config::Config;
-use crate::gateway::WS_PATH;
+use crate::gateway::{HttpSink, WS_PATH};
 use crate::limits::{DRAIN_MS_MAX, END_MS_MAX, READY_MS_MAX, READY_POLL_MS};
 use crate::metrics::{Metric, of_process};
 
@@ -118,12 +118,12 @@ pub struct Addresses {
     pub http: String,
 }
 
-/// Runs until a signal. `start` opens the store and starts the shards; `on_ready` is called once
-/// all of them accept.
+/// Runs until a signal. `start` opens the store and starts the shards, which give connections that
+/// speak HTTP to the sink; `on_ready` is called once all of them accept.
 pub fn run<C: Clients>(
     config: &Config,
     ready_file: Option<&Path>,
-    start: impl FnOnce(&Config) -> Result<C, StartError> + Send + 'static,
+    start: impl FnOnce(&Config, HttpSink) -> Result<C, StartError> + Send + 'static,
     on_ready: impl FnOnce(&Addresses),
 ) -> Result<Ended, StartError> {
     let started = SystemTime::now();
@@ -144,6 +144,8 @@ pub fn run<C: Clients>(
         let _ = on_signal.try_send(Event::Signal);
     })
     .map_err(|error| StartError::Listen { addr: config.server.http, error })?;
+    let sink = api.sink();
+    let start = move |config: &Config| start(config, sink);
     let clients = match open(config, start, &tell, &told)? {
         Some(clients) => Arc::new(clients),
         None => return Ok(Ended::Unstarted),

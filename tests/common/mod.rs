@@ -11,7 +11,7 @@ pub mod small_fs;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
-pub use self::http::{figure, get};
+pub use self::http::{Http, figure, get};
 pub use self::node::{Node, NodeOptions};
 pub use self::people::{Bystanders, Person, run};
 

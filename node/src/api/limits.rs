@@ -26,6 +26,9 @@ pub const HTTP2_WINDOW_BYTES: u32 = 64 * 1024;
 pub const HTTP2_SEND_BYTES_MAX: usize = 64 * 1024;
 /// A quiet connection of HTTP/2 is pinged this often, and must answer in that time, too.
 pub const HTTP2_PING_MS: u64 = 20_000;
+/// Connections from the address of the WebSocket that wait for the service thread; further ones are
+/// closed.
+pub const HTTP_HANDED_MAX: usize = 4_096;
 /// Pause after the listener could not accept (mostly for want of descriptors).
 pub const HTTP_ACCEPT_PAUSE_MS: u64 = 100;
 /// When a request that was refused as busy is worth another try, where nothing better is known.

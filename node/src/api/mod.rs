@@ -27,19 +27,21 @@ mod v1;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 
 use axum::http::HeaderValue;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use self::bodies::Bodies;
 use self::endpoints::Endpoints;
+use self::limits::HTTP_HANDED_MAX;
 use self::places::Places;
 use self::stats::RouteStats;
 use self::tokens::Tokens;
 use crate::auth::TokenVerifier;
+use crate::gateway::{HttpSink, PlainHttp};
 use crate::metrics::{Metric, MetricValue};
 use crate::takeover;
 
@@ -68,7 +70,6 @@ pub enum ApiEvent {
 
 /// How far the node is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
 pub enum Phase {
     /// It recovers.
     Starting,
@@ -83,6 +84,7 @@ pub enum Phase {
 pub struct Api {
     addr: SocketAddr,
     state: Arc<State>,
+    hand: mpsc::Sender<PlainHttp>,
     stop: watch::Sender<()>,
     thread: JoinHandle<()>,
 }
@@ -110,8 +112,9 @@ impl Api {
             origins.collect::<Result<_, _>>().map_err(io::Error::other)?;
         let built = endpoints.build();
         let places = Places::new(config.connections_max, config.connections_per_ip_max);
-        let state = Arc::new(State::new(Arc::clone(&places), built.stats.clone()));
-        let router = routes::router(built, &state, &origins);
+        let state = Arc::new(State::new(places, built.stats.clone()));
+        let routers = routes::routers(built, &state, &origins);
+        let (hand, handed) = mpsc::channel(HTTP_HANDED_MAX);
         let (stop, stopped) = watch::channel(());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let signals = {
@@ -122,14 +125,16 @@ impl Api {
         let thread = std::thread::Builder::new().name("service".to_owned()).spawn(move || {
             runtime.block_on(async move {
                 let signals = signals.forward(on_event);
-                let served = serve::serve(listener, router, places, counted, stopped);
+                let gone = serve::take_handed(handed, routers.public, Arc::clone(&counted));
+                let served = serve::serve(listener, routers.own, counted, stopped);
                 tokio::select! {
                     () = signals => {}
                     () = served => {}
+                    () = gone => {}
                 }
             });
         })?;
-        Ok(Api { addr, state, stop, thread })
+        Ok(Api { addr, state, hand, stop, thread })
     }
 
     /// Where it listens.
@@ -137,9 +142,21 @@ impl Api {
         self.addr
     }
 
-    /// From now on `/readyz` answers so.
+    /// Where connections to another address go that turn out to speak HTTP. They are told nothing
+    /// of the operator's. When too many wait they are closed.
+    pub fn sink(&self) -> HttpSink {
+        let (hand, state) = (self.hand.clone(), Arc::clone(&self.state));
+        Arc::new(move |connection| {
+            if hand.try_send(connection).is_err() {
+                state.refused.fetch_add(1, Ordering::Relaxed);
+            }
+        })
+    }
+
+    /// From now on `/readyz` answers so. When the node drains, connections end after the request
+    /// that they are at.
     pub fn set_phase(&self, phase: Phase) {
-        self.state.phase.store(phase as u8, Ordering::Release);
+        self.state.phase.send_replace(phase);
     }
 
     /// What `/metrics` asks. Only the first call counts.
@@ -161,12 +178,12 @@ impl Api {
 
 /// What handlers see of the node.
 struct State {
-    phase: AtomicU8,
+    phase: watch::Sender<Phase>,
     scrape: OnceLock<Scrape>,
     tokens: OnceLock<Tokens>,
     bodies: Arc<Bodies>,
     places: Arc<Places>,
-    /// Connections closed because their address had too many.
+    /// Connections closed because there were too many.
     refused: AtomicU64,
     stats: Vec<Arc<RouteStats>>,
 }
@@ -176,7 +193,7 @@ type Shared = Arc<State>;
 impl State {
     fn new(places: Arc<Places>, stats: Vec<Arc<RouteStats>>) -> State {
         State {
-            phase: AtomicU8::new(Phase::Starting as u8),
+            phase: watch::Sender::new(Phase::Starting),
             scrape: OnceLock::new(),
             tokens: OnceLock::new(),
             bodies: Arc::default(),
@@ -187,11 +204,7 @@ impl State {
     }
 
     fn phase(&self) -> Phase {
-        match self.phase.load(Ordering::Acquire) {
-            0 => Phase::Starting,
-            1 => Phase::Ready,
-            _ => Phase::Draining,
-        }
+        *self.phase.borrow()
     }
 
     fn tokens(&self) -> Option<&Tokens> {
@@ -209,7 +222,7 @@ impl State {
             ),
             (
                 "chatring_http_connections_refused",
-                "HTTP connections closed because their address had too many",
+                "HTTP connections closed because there were too many",
                 MetricValue::Counter(self.refused.load(Ordering::Relaxed)),
             ),
             (

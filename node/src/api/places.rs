@@ -39,6 +39,11 @@ impl Places {
         Reserved(all.acquire_owned().await.expect("it is never closed"))
     }
 
+    /// A place that is free now.
+    pub(super) fn try_reserve(self: &Arc<Places>) -> Option<Reserved> {
+        Arc::clone(&self.all).try_acquire_owned().ok().map(Reserved)
+    }
+
     /// Gives the place to a connection from this address; `None` if it has too many.
     pub(super) fn settle(self: &Arc<Places>, reserved: Reserved, peer: IpAddr) -> Option<Place> {
         let network = network_of(peer);

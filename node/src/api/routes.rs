@@ -13,20 +13,29 @@ use super::limits::CORS_AGE_S;
 use super::problem::Problem;
 use super::{Shared, docs, operator};
 
-/// Everything that the HTTP address answers.
-pub(super) fn router(built: Built, state: &Shared, cors_origins: &[HeaderValue]) -> Router {
+/// What each address answers.
+pub(super) struct Routers {
+    /// The API's own: everything.
+    pub own: Router,
+    /// That of WebSocket clients: what anybody may ask, and nothing of the operator's.
+    pub public: Router,
+}
+
+pub(super) fn routers(built: Built, state: &Shared, cors_origins: &[HeaderValue]) -> Routers {
     let document = Arc::<str>::from(built.description.to_string());
-    let router = built
-        .router
-        .merge(docs::router(document))
-        .merge(operator::router())
-        .fallback(unknown)
-        .method_not_allowed_fallback(wrong_method)
-        .with_state(Arc::clone(state));
-    match cors_origins {
-        [] => router,
-        origins => router.layer(cors(origins)),
-    }
+    let public = built.router.merge(docs::router(document));
+    let own = public.clone().merge(operator::router());
+    let finish = |router: Router<Shared>| {
+        let router = router
+            .fallback(unknown)
+            .method_not_allowed_fallback(wrong_method)
+            .with_state(Arc::clone(state));
+        match cors_origins {
+            [] => router,
+            origins => router.layer(cors(origins)),
+        }
+    };
+    Routers { own: finish(own), public: finish(public) }
 }
 
 fn cors(origins: &[HeaderValue]) -> CorsLayer {

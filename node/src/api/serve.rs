@@ -2,19 +2,19 @@
 
 use std::io;
 use std::net::TcpListener;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::Router;
 use bytes::Bytes;
+use tokio::net::TcpStream;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tracing::warn;
 
 use super::limits::HTTP_ACCEPT_PAUSE_MS;
-use super::places::Places;
 use super::{ApiEvent, Shared, socket};
+use crate::gateway::PlainHttp;
 
 /// The signals that stop the server.
 pub(super) struct Signals {
@@ -46,7 +46,6 @@ impl Signals {
 pub(super) async fn serve(
     listener: TcpListener,
     router: Router,
-    places: Arc<Places>,
     state: Shared,
     mut stopped: watch::Receiver<()>,
 ) {
@@ -59,7 +58,7 @@ pub(super) async fn serve(
     };
     loop {
         let accepted = async {
-            let reserved = places.reserve().await;
+            let reserved = state.places.reserve().await;
             listener.accept().await.map(|(stream, peer)| (stream, peer, reserved))
         };
         let accepted = tokio::select! {
@@ -67,13 +66,10 @@ pub(super) async fn serve(
             _ = stopped.changed() => return,
         };
         match accepted {
-            Ok((stream, peer, reserved)) => match places.settle(reserved, peer.ip()) {
+            Ok((stream, peer, reserved)) => match state.places.settle(reserved, peer.ip()) {
                 Some(place) => {
-                    let router = router.clone();
-                    tokio::spawn(async move {
-                        socket::serve(stream, Bytes::new(), router).await;
-                        drop(place);
-                    });
+                    let served = socket::serve(stream, Bytes::new(), router.clone(), &state);
+                    spawn_with(served, place);
                 }
                 None => {
                     state.refused.fetch_add(1, Ordering::Relaxed);
@@ -85,4 +81,37 @@ pub(super) async fn serve(
             }
         }
     }
+}
+
+/// Serves connections that another address has accepted, within the same bounds. Ends when nobody
+/// can hand over any more.
+pub(super) async fn take_handed(
+    mut handed: mpsc::Receiver<PlainHttp>,
+    router: Router,
+    state: Shared,
+) {
+    while let Some(PlainHttp { stream, received, place }) = handed.recv().await {
+        let own = stream.peer_addr().ok().and_then(|peer| {
+            let reserved = state.places.try_reserve()?;
+            state.places.settle(reserved, peer.ip())
+        });
+        let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
+        match (own, stream) {
+            (Some(own), Ok(stream)) => {
+                let served = socket::serve(stream, received, router.clone(), &state);
+                spawn_with(served, (own, place));
+            }
+            _ => {
+                state.refused.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+/// Runs a task that holds something to its end.
+fn spawn_with(task: impl Future<Output = ()> + Send + 'static, held: impl Send + 'static) {
+    tokio::spawn(async move {
+        task.await;
+        drop(held);
+    });
 }

@@ -1,7 +1,7 @@
 //! One HTTP connection: tells HTTP/1.1 from HTTP/2, and cuts off who sends or takes nothing.
 
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -12,49 +12,76 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio::time::{Sleep, sleep, timeout};
 
 use super::limits::{
     HTTP_FIRST_MS_MAX, HTTP_HEAD_BYTES_MAX, HTTP_HEAD_MS_MAX, HTTP_HEADERS_MAX, HTTP_STALL_MS_MAX,
     HTTP2_PING_MS, HTTP2_SEND_BYTES_MAX, HTTP2_STREAMS_MAX, HTTP2_WINDOW_BYTES,
 };
+use super::{Phase, Shared};
 
 /// What a client that speaks HTTP/2 says first (RFC 9113, 3.4).
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Serves a connection to its end. `received` was read from it before. Errors are the peer's; there
 /// is nobody to tell.
-pub(super) async fn serve(stream: TcpStream, received: Bytes, router: Router) {
+pub(super) fn serve(
+    stream: TcpStream,
+    received: Bytes,
+    router: Router,
+    state: &Shared,
+) -> impl Future<Output = ()> + Send + use<> {
     let _ = stream.set_nodelay(true);
+    let phase = state.phase.subscribe();
     let mut socket = Socket { stream, received, stall: None };
-    let first = timeout(Duration::from_millis(HTTP_FIRST_MS_MAX), socket.speaks());
-    let Ok(Ok(version)) = first.await else { return };
-    let service = TowerToHyperService::new(router);
-    let io = TokioIo::new(socket);
-    let _ = match version {
-        Version::Http1 => {
-            http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(Duration::from_millis(HTTP_HEAD_MS_MAX))
-                .max_buf_size(HTTP_HEAD_BYTES_MAX)
-                .max_headers(HTTP_HEADERS_MAX)
-                .serve_connection(io, service)
-                .await
+    async move {
+        let first = timeout(Duration::from_millis(HTTP_FIRST_MS_MAX), socket.speaks());
+        let Ok(Ok(version)) = first.await else { return };
+        let (io, service) = (TokioIo::new(socket), TowerToHyperService::new(router));
+        match version {
+            Version::Http1 => {
+                let served = http1::Builder::new()
+                    .timer(TokioTimer::new())
+                    .header_read_timeout(Duration::from_millis(HTTP_HEAD_MS_MAX))
+                    .max_buf_size(HTTP_HEAD_BYTES_MAX)
+                    .max_headers(HTTP_HEADERS_MAX)
+                    .serve_connection(io, service);
+                until_drained(served, phase, |served| served.graceful_shutdown()).await;
+            }
+            Version::Http2 => {
+                let served = http2::Builder::new(TokioExecutor::new())
+                    .timer(TokioTimer::new())
+                    .max_concurrent_streams(HTTP2_STREAMS_MAX)
+                    .max_header_list_size(HTTP_HEAD_BYTES_MAX as u32)
+                    .initial_stream_window_size(HTTP2_WINDOW_BYTES)
+                    .initial_connection_window_size(HTTP2_WINDOW_BYTES)
+                    .max_send_buf_size(HTTP2_SEND_BYTES_MAX)
+                    .keep_alive_interval(Duration::from_millis(HTTP2_PING_MS))
+                    .keep_alive_timeout(Duration::from_millis(HTTP2_PING_MS))
+                    .serve_connection(io, service);
+                until_drained(served, phase, |served| served.graceful_shutdown()).await;
+            }
         }
-        Version::Http2 => {
-            http2::Builder::new(TokioExecutor::new())
-                .timer(TokioTimer::new())
-                .max_concurrent_streams(HTTP2_STREAMS_MAX)
-                .max_header_list_size(HTTP_HEAD_BYTES_MAX as u32)
-                .initial_stream_window_size(HTTP2_WINDOW_BYTES)
-                .initial_connection_window_size(HTTP2_WINDOW_BYTES)
-                .max_send_buf_size(HTTP2_SEND_BYTES_MAX)
-                .keep_alive_interval(Duration::from_millis(HTTP2_PING_MS))
-                .keep_alive_timeout(Duration::from_millis(HTTP2_PING_MS))
-                .serve_connection(io, service)
-                .await
-        }
-    };
+    }
+}
+
+/// Runs a connection to its end; when the node begins to drain, that is after the requests under
+/// way. Later ones are served: they ask whether the node is ready.
+async fn until_drained<C: Future>(
+    connection: C,
+    mut phase: watch::Receiver<Phase>,
+    shut_down: impl Fn(Pin<&mut C>),
+) {
+    let mut connection = pin!(connection);
+    let draining =
+        async { while phase.changed().await.is_ok() && *phase.borrow() != Phase::Draining {} };
+    tokio::select! {
+        _ = connection.as_mut() => return,
+        () = draining => {}
+    }
+    shut_down(connection.as_mut());
+    connection.await;
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -19,6 +19,9 @@ use super::metrics::GatewayCounters;
 /// Unsent pongs that a connection may cause; further pings are not answered until it reads.
 const PONG_UNSENT_BYTES_MAX: usize = 64 * 1024;
 
+/// What a client that speaks HTTP/2 says first (RFC 9113, 3.4). It never asks for a WebSocket.
+const HTTP2_START: &[u8] = b"PRI * HTTP/2.0\r\n";
+
 /// A connection that does not speak WebSocket yet.
 #[derive(Debug, Default)]
 pub struct Opening {
@@ -33,6 +36,8 @@ pub enum Opened {
     Incomplete,
     /// It speaks WebSocket now; the answer is written. What follows the request is returned.
     Upgraded(Box<Talk>, Vec<u8>),
+    /// It asks for something else over HTTP. All that was received is returned.
+    Plain(Vec<u8>),
     /// It was answered and is to be closed.
     Answered,
 }
@@ -41,13 +46,18 @@ impl Opening {
     /// Takes bytes of the request.
     pub fn advance(&mut self, bytes: &[u8], frame_bytes_max: usize, out: &mut BytesMut) -> Opened {
         self.head.extend_from_slice(bytes);
+        if self.head.starts_with(HTTP2_START) {
+            return Opened::Plain(std::mem::take(&mut self.head));
+        }
         let names = [Subprotocol::Binary.name(), Subprotocol::Json.name()];
         let status = match self.handshake.advance(&self.head, &names) {
             Ok(ServerProgress::Incomplete) => return Opened::Incomplete,
-            Ok(ServerProgress::NotWebSocket(request)) => match is_ours(&request.path) {
-                true => HttpStatus::UpgradeRequired,
-                false => HttpStatus::NotFound,
-            },
+            Ok(ServerProgress::NotWebSocket(request)) if is_ours(&request.path) => {
+                HttpStatus::UpgradeRequired
+            }
+            Ok(ServerProgress::NotWebSocket(_)) => {
+                return Opened::Plain(std::mem::take(&mut self.head));
+            }
             Ok(ServerProgress::Upgrade(upgrade)) => {
                 let chosen = upgrade.subprotocol.and_then(Subprotocol::from_name);
                 match chosen {

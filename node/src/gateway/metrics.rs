@@ -28,6 +28,7 @@ counters! {
     connections: "open connections";
     refused_full: "connections refused because a bound on their number was reached";
     http_answered: "requests answered without a WebSocket";
+    http_handed: "connections handed to the HTTP API";
     handshakes_timed_out: "connections that said no hello in time";
     hellos_refused: "hellos refused";
     handovers: "connections handed to the shard that owns their user";

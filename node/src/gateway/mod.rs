@@ -16,11 +16,12 @@ mod limits;
 mod metrics;
 mod shard;
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use chatring_core::effect::ShardId;
 use chatring_core::kv::{Completion, Kv};
 use chatring_core::limits::ShardLimits;
@@ -48,6 +49,25 @@ pub const WS_PATH: &str = "/v1/ws";
 
 /// Where a store puts its completions. It never blocks.
 pub type StoreSink = Arc<dyn Fn(Vec<Completion>) + Send + Sync>;
+
+/// A connection to the WebSocket address that asks for something else over HTTP.
+#[derive(Debug)]
+pub struct PlainHttp {
+    /// Its socket. Nothing was written to it.
+    pub stream: TcpStream,
+    /// What was read from it.
+    pub received: Bytes,
+    /// To be kept while it is open.
+    pub place: HttpPlace,
+}
+
+/// The place of a connection among all; given back when it is dropped.
+#[derive(Debug)]
+#[expect(dead_code, reason = "it is only held")]
+pub struct HttpPlace(admission::Permit);
+
+/// Where connections that speak HTTP go. It never blocks.
+pub type HttpSink = Arc<dyn Fn(PlainHttp) + Send + Sync>;
 
 /// How to run the gateway.
 #[derive(Clone, Debug)]
@@ -85,11 +105,13 @@ pub struct Gateway {
 }
 
 /// Starts the shards. Each makes its own store handle on its own thread with `stores`, which is
-/// given the sink for that handle's completions.
+/// given the sink for that handle's completions. What speaks HTTP without asking for a WebSocket
+/// goes to `http`.
 pub fn start(
     config: &GatewayConfig,
     stores: impl Fn(ShardId, StoreSink) -> Box<dyn Kv> + Clone + Send + 'static,
     verifier: Arc<dyn TokenVerifier>,
+    http: HttpSink,
 ) -> Result<Gateway, StartError> {
     let random = driver::Random::new();
     let (shards, shard_limits) = (config.shards, config.shard_limits.clone());
@@ -97,6 +119,7 @@ pub fn start(
         shards: config.shards,
         limits: config.limits.clone(),
         verifier,
+        http,
         admission: Admission::new(&config.limits),
         ready: AtomicU16::new(0),
         drained: AtomicU16::new(0),

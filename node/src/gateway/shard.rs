@@ -20,6 +20,7 @@ use super::limits::{
     CLOSE_MS_MAX, FRAMES_PER_CALL_MAX, GatewayLimits, HANDOVER_RETRY_MS, REFUSED_MAX,
 };
 use super::metrics::{GatewayCounters, Published};
+use super::{HttpPlace, HttpSink, PlainHttp};
 use crate::auth::TokenVerifier;
 use crate::rt::{Closed, ConnId, Flow, Handler, Io};
 
@@ -28,6 +29,7 @@ pub struct Shared {
     pub shards: u16,
     pub limits: GatewayLimits,
     pub verifier: Arc<dyn TokenVerifier>,
+    pub http: HttpSink,
     pub admission: Arc<Admission>,
     /// Shards that may attach sessions.
     pub ready: AtomicU16,
@@ -159,6 +161,11 @@ impl Handler for GatewayShard {
                 Opened::Answered => {
                     self.counters.http_answered += 1;
                     io.finish(conn);
+                    Flow::Wait
+                }
+                Opened::Plain(received) => {
+                    self.counters.http_handed += 1;
+                    self.hand_to_api(io, conn, received);
                     Flow::Wait
                 }
                 Opened::Upgraded(talk, rest) => {
@@ -397,6 +404,16 @@ impl GatewayShard {
         self.counters.handovers += 1;
         let handover = Handover { released, permit: connection.permit, talk, attach };
         self.driver.hand_over(to, Box::new(handover));
+    }
+
+    /// Lets go of a connection that speaks HTTP, with what it has said.
+    fn hand_to_api(&mut self, io: &mut Io, id: ConnId, received: Vec<u8>) {
+        let Some(mut connection) = self.take(id) else { return };
+        let Some(released) = io.release(id) else { return };
+        connection.permit.settle();
+        let (stream, unread) = released.into_stream();
+        let received = [&*received, &*unread].concat().into();
+        (self.shared.http)(PlainHttp { stream, received, place: HttpPlace(connection.permit) });
     }
 
     fn take_over(&mut self, io: &mut Io, handover: Handover) {

@@ -58,6 +58,7 @@ fn driver_under_test() -> Driver {
 struct Server {
     gateway: Gateway,
     store: Arc<EmbeddedStore>,
+    handed: flume::Receiver<PlainHttp>,
     _dir: tempfile::TempDir,
 }
 
@@ -83,9 +84,11 @@ impl Server {
         let stores = move |_: ShardId, sink: StoreSink| -> Box<dyn Kv> {
             wrap(Box::new(for_shards.handle(move |completions| sink(completions))))
         };
-        let gateway = start(&config, stores, Arc::new(Trusting)).unwrap();
+        let (hand, handed) = flume::bounded(8);
+        let http: HttpSink = Arc::new(move |connection| hand.try_send(connection).unwrap());
+        let gateway = start(&config, stores, Arc::new(Trusting), http).unwrap();
         gateway.wait_ready(PATIENCE).unwrap();
-        Server { gateway, store, _dir: dir }
+        Server { gateway, store, handed, _dir: dir }
     }
 
     fn counters(&self) -> GatewayCounters {
@@ -343,14 +346,32 @@ fn garbage_closes_its_connection_and_harms_nobody_else() {
 }
 
 #[test]
-fn plain_http_gets_a_short_answer() {
+fn http_without_an_upgrade_is_handed_on_with_all_that_was_said() {
     let server = Server::start(GatewayLimits::default());
-    for (path, status) in [("/", "404"), (WS_PATH, "426")] {
+    let mut socket = server.socket();
+    write!(socket, "GET {WS_PATH} HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 426 "), "{answer}");
+
+    for request in ["POST / HTTP/1.1\r\nHost: x\r\n\r\nbody", "PRI * HTTP/2.0\r\n\r\nSM"] {
+        let (first, rest) = request.split_at(9);
         let mut socket = server.socket();
-        write!(socket, "GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+        socket.write_all(first.as_bytes()).unwrap();
+        std::thread::sleep(Duration::from_millis(20));
+        socket.write_all(rest.as_bytes()).unwrap();
+        let mut handed = server.handed.recv_timeout(Duration::from_secs(10)).unwrap();
+        assert_eq!(handed.received, request);
+        handed.stream.set_nonblocking(false).unwrap();
+        socket.write_all(b" and more").unwrap();
+        let mut more = [0; 9];
+        handed.stream.read_exact(&mut more).unwrap();
+        assert_eq!(&more, b" and more");
+        handed.stream.write_all(b"heard").unwrap();
+        drop(handed);
         let mut answer = String::new();
         socket.read_to_string(&mut answer).unwrap();
-        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
+        assert_eq!(answer, "heard");
     }
 }
 

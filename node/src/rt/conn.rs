@@ -1,6 +1,7 @@
 //! What a shard knows of a connection, whichever driver moves its bytes.
 
 use std::io::{Error as IoError, ErrorKind};
+use std::net::TcpStream;
 use std::os::fd::{OwnedFd, RawFd};
 
 use bytes::BytesMut;
@@ -49,6 +50,15 @@ pub struct Released {
     pub(super) unsent: BytesMut,
     /// What the kernel has given and the handler has not been given.
     pub(super) unread: BytesMut,
+}
+
+impl Released {
+    /// The socket for somebody who is no shard, with what was read from it and not handled. Only
+    /// for a connection to which nothing was queued: that would be lost.
+    pub fn into_stream(self) -> (TcpStream, BytesMut) {
+        debug_assert!(self.unsent.is_empty(), "nothing was queued");
+        (TcpStream::from(self.fd), self.unread)
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

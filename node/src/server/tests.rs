@@ -92,7 +92,7 @@ fn start(folder: &Path) -> Running {
         let mut config = Config::default();
         config.server.http.set_port(0);
         let old = file.clone();
-        let clients = move |_: &Config| {
+        let clients = move |_: &Config, _: HttpSink| {
             assert!(!old.exists(), "the old ready file is still there");
             Ok(Fake { ready: true, key, drain, draining: tell_draining, stuck: is_stuck })
         };
@@ -159,7 +159,7 @@ fn a_signal_ends_a_long_recovery() {
     let server = std::thread::spawn(move || {
         let mut config = Config::default();
         config.server.http.set_port(0);
-        let clients = move |_: &Config| -> Result<Fake, StartError> {
+        let clients = move |_: &Config, _: HttpSink| -> Result<Fake, StartError> {
             opening.send(()).expect("a waiter");
             let _ = finished.recv();
             Err(StartError::Clients("the test is over".to_owned()))
