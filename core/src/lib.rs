@@ -14,6 +14,7 @@
 
 mod attach;
 mod boot;
+pub mod call;
 mod channel;
 pub mod counters;
 pub mod cursor;
