@@ -45,6 +45,7 @@ counters! {
     lane_settles: Counter, "times a lane stopped and was settled";
     lane_appends: Gauge, "appends waiting in the lane";
     lane_append_bytes: Gauge, "bytes of appends waiting in the lane";
+    lane_committing: Gauge, "appends in groups that the store has yet to answer";
     dedupe_scans: Counter, "scans for repeats in stored messages";
     channels: Gauge, "channels in memory";
     users: Gauge, "users in memory";

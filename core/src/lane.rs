@@ -187,6 +187,11 @@ impl<T> Lane<T> {
         (self.waiting.len(), self.waiting_bytes)
     }
 
+    /// Appends in groups that the store has yet to answer.
+    pub fn committing(&self) -> usize {
+        self.groups.iter().map(|group| group.tags.len()).sum()
+    }
+
     /// Groups numbered so far, and how often the lane was settled.
     pub fn progress(&self) -> (u64, u64) {
         (self.next_group - 1, self.settles)

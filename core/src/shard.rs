@@ -347,6 +347,7 @@ impl Shard {
         (self.counters.groups, self.counters.lane_settles) = lane.progress();
         self.counters.lane_appends = waiting as u64;
         self.counters.lane_append_bytes = bytes as u64;
+        self.counters.lane_committing = lane.committing() as u64;
         for output in out.drain(..) {
             match output {
                 LaneOutput::Submit(op, request) => self.submit_once(Asker::Lane(op), request),

@@ -237,6 +237,7 @@ impl Handler for GatewayShard {
         }
         self.dirty = dirty;
         self.counters.posts_full += self.driver.post_all();
+        io.expect_post(self.driver.awaits_much());
     }
 }
 

@@ -23,7 +23,7 @@ pub enum Driver {
 /// What a shard is told to use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Moves {
-    /// So large, and with such pauses between the turns of a busy shard.
+    /// So large, and waiting for so long for a post that is expected.
     Ring(RingSizes, Duration),
     Streams,
 }

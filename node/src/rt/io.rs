@@ -27,6 +27,7 @@ pub struct Io {
     ending: Vec<ConnId>,
     turn: bool,
     turn_again: bool,
+    pub(super) post_expected: bool,
     flusher: Option<Waker>,
     accepting: Accepting,
 }
@@ -56,6 +57,7 @@ impl Io {
             ending: Vec::new(),
             turn: false,
             turn_again: false,
+            post_expected: false,
             flusher: None,
             accepting: Accepting::NotYet,
         }
@@ -177,6 +179,12 @@ impl Io {
         id
     }
 
+    /// Whether the inbox is about to get what the handler waits for. If so, what comes from sockets
+    /// may wait for that, for a moment, so that the next turn has more in it.
+    pub fn expect_post(&mut self, expected: bool) {
+        self.post_expected = expected;
+    }
+
     /// Asks for one more end of turn after the present one.
     pub fn turn_again(&mut self) {
         self.turn_again = true;
@@ -213,6 +221,16 @@ impl Io {
             self.flusher = Some(cx.waker().clone());
         }
         Poll::Pending
+    }
+
+    /// The end of the turn that may have been asked for.
+    pub(super) fn begin_turn_end(&mut self) {
+        self.turn_again = false;
+    }
+
+    /// Whether another end of turn was asked for.
+    pub(super) fn wants_turn(&self) -> bool {
+        self.turn_again
     }
 
     /// The turn is over; answers whether another one begins at once, because something is `left` or

@@ -22,6 +22,7 @@ mod conn;
 mod driver;
 mod io;
 mod listener;
+mod post;
 mod probe;
 mod ring;
 mod shard;
@@ -39,15 +40,17 @@ use std::time::Duration;
 use chatring_core::effect::{Now, ShardId};
 use thiserror::Error;
 
+use driver::Moves;
+use post::Knock;
+
 pub use clock::now;
 pub use conn::{Closed, ConnId, Released};
 pub use driver::Driver;
 pub use io::Io;
+pub use post::{INBOX_BATCHES_MAX, Post};
 pub use ring::{Missing, RingSizes};
 pub use stats::{ShardStats, StatValues};
 
-/// Batches that wait in one shard's inbox.
-pub const INBOX_BATCHES_MAX: usize = 8_192;
 /// Time between two ticks of a shard.
 pub const TICK_MS: u64 = 20;
 /// Most shards of a node.
@@ -90,38 +93,6 @@ pub enum Flow {
     Again,
 }
 
-/// The way into a shard's inbox, from any thread.
-#[derive(Debug)]
-pub struct Post<M>(flume::Sender<Vec<M>>);
-
-impl<M> Clone for Post<M> {
-    fn clone(&self) -> Post<M> {
-        Post(self.0.clone())
-    }
-}
-
-#[cfg(test)]
-impl<M> Post<M> {
-    /// A way into an inbox that the test empties.
-    pub(crate) fn with_inbox(batches_max: usize) -> (Post<M>, flume::Receiver<Vec<M>>) {
-        let (sender, receiver) = flume::bounded(batches_max);
-        (Post(sender), receiver)
-    }
-}
-
-impl<M> Post<M> {
-    /// Posts a batch, or gives it back if the inbox is full (or its shard has ended).
-    pub fn try_post(&self, batch: Vec<M>) -> Result<(), Vec<M>> {
-        self.0.try_send(batch).map_err(flume::TrySendError::into_inner)
-    }
-
-    /// Posts a batch and waits for room. Never for a shard's own thread. What is posted to a shard
-    /// that has ended is lost, as its users are.
-    pub fn post(&self, batch: Vec<M>) {
-        let _ = self.0.send(batch);
-    }
-}
-
 /// What a handler is made from, on its shard's thread.
 #[derive(Debug)]
 pub struct Seat<M> {
@@ -144,7 +115,8 @@ pub struct RtConfig {
     pub shards: u16,
     /// What moves the bytes of the sockets.
     pub driver: Driver,
-    /// How long a busy shard waits before its next turn; only the ring driver does so.
+    /// How long a shard that expects a post waits for it before its next turn; only the ring driver
+    /// does so.
     pub gather: Duration,
     /// How large the ring of each shard is, if that is what moves them.
     pub ring: RingSizes,
@@ -187,6 +159,9 @@ pub enum StartError {
              \"streams\" does without"
     )]
     Ring(Missing),
+    /// A descriptor that wakes a shard cannot be made.
+    #[error("cannot make an eventfd: {0}")]
+    Eventfd(IoError),
     /// A thread cannot be started.
     #[error("cannot start a thread: {0}")]
     Thread(IoError),
@@ -225,10 +200,8 @@ impl<M: Send + 'static> Runtime<M> {
         probe::io_uring()?;
         let (moves, driver) = driver::choose(config)?;
         let (listeners, local_addr) = listener::bind(config)?;
-        let (posts, inboxes): (Vec<_>, Vec<_>) = (0..config.shards)
-            .map(|_| flume::bounded(INBOX_BATCHES_MAX))
-            .map(|(tx, rx)| (Post(tx), rx))
-            .unzip();
+        let knocks = knocks(config.shards, moves)?;
+        let (posts, inboxes): (Vec<_>, Vec<_>) = knocks.iter().cloned().map(Post::new).unzip();
         let stats = (0..config.shards).map(|_| Arc::default()).collect::<Vec<_>>();
         let mut runtime = Runtime {
             local_addr,
@@ -240,7 +213,8 @@ impl<M: Send + 'static> Runtime<M> {
         };
         let placements = probe::placements(config.shards);
         let (ready_tx, ready) = flume::bounded(usize::from(config.shards));
-        for (index, (listener, inbox)) in listeners.into_iter().zip(inboxes).enumerate() {
+        let doors = inboxes.into_iter().zip(knocks);
+        for (index, (listener, (inbox, knock))) in listeners.into_iter().zip(doors).enumerate() {
             let seat = Seat {
                 shard: ShardId(index as u16),
                 posts: runtime.posts.clone(),
@@ -251,6 +225,7 @@ impl<M: Send + 'static> Runtime<M> {
                 seat,
                 listener,
                 inbox,
+                knock,
                 placement: placements[index].clone(),
                 moves,
                 stop: runtime.stop.clone(),
@@ -308,6 +283,15 @@ impl<M: Send + 'static> Runtime<M> {
         self.threads.push(thread);
         Ok(())
     }
+}
+
+/// What wakes each shard, if not glommio does.
+fn knocks(shards: u16, moves: Moves) -> Result<Vec<Option<Arc<Knock>>>, StartError> {
+    let knock = || match moves {
+        Moves::Streams => Ok(None),
+        Moves::Ring(..) => Knock::new().map(|knock| Some(Arc::new(knock))),
+    };
+    (0..shards).map(|_| knock().map_err(StartError::Eventfd)).collect()
 }
 
 impl<M> Drop for Runtime<M> {

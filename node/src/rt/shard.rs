@@ -18,7 +18,8 @@ use glommio::{LocalExecutorBuilder, Placement};
 use super::conn::{Closed, ConnId};
 use super::driver::Moves;
 use super::io::{Accepting, Io, Net};
-use super::ring::{self, Bell, RingNet};
+use super::post::{Inbox, Knock};
+use super::ring::{self, RingNet};
 use super::stats::{ShardStats, count};
 use super::streams::{self, SCRATCH_BYTES, StreamNet};
 use super::{Handler, Seat, StartError, TICK_MS};
@@ -36,13 +37,15 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Accepts in a row before the others get their turn.
 const ACCEPTS_MAX: u32 = 64;
 /// Batches taken from the inbox in a row before the others get their turn.
-const BATCHES_MAX: u32 = 64;
+pub(super) const BATCHES_MAX: u32 = 64;
 
 /// What a shard's thread is given.
 pub struct Start<M> {
     pub seat: Seat<M>,
     pub listener: StdListener,
     pub inbox: flume::Receiver<Vec<M>>,
+    /// What comes in knocks there, if a ring moves the bytes.
+    pub knock: Option<Arc<Knock>>,
     pub placement: Placement,
     pub moves: Moves,
     pub stop: Arc<AtomicBool>,
@@ -93,27 +96,30 @@ impl Drop for AbortOnPanic {
 }
 
 async fn serve<H: Handler>(start: Start<H::Message>, make: impl FnOnce(Seat<H::Message>) -> H) {
-    let Start { seat, listener, inbox, stop, ready, moves, .. } = start;
+    let Start { seat, listener, inbox, knock, stop, ready, moves, .. } = start;
     let stats = seat.stats.clone();
     let shard = seat.shard.0;
-    let ring = match moves {
-        Moves::Streams => None,
-        Moves::Ring(sizes, gather) => match ring::open(sizes, stats.clone()) {
-            Ok(ring) => Some((ring, gather)),
-            Err(error) => {
-                let reason = format!("its ring cannot be made: {error}");
-                let _ = ready.send(Err(StartError::Shard { shard, reason }));
-                return;
+    let ring = match (moves, knock) {
+        (Moves::Ring(sizes, gather), Some(knock)) => {
+            match ring::open(sizes, &knock, stats.clone()) {
+                Ok(ring) => Some((ring, knock, gather)),
+                Err(error) => {
+                    let reason = format!("its ring cannot be made: {error}");
+                    let _ = ready.send(Err(StartError::Shard { shard, reason }));
+                    return;
+                }
             }
-        },
+        }
+        _ => None,
     };
     let handler = make(seat);
     let shard = match ring {
-        None => on_streams(handler, stats.clone()),
-        Some((ring, gather)) => on_ring(handler, stats.clone(), ring, gather),
+        None => on_streams(handler, stats.clone(), inbox),
+        Some((ring, knock, gather)) => {
+            on_ring(handler, stats.clone(), ring, Inbox::new(inbox, knock), gather)
+        }
     };
     let stopper = listener.try_clone().map(socket2::Socket::from);
-    spawn(&shard, bridge(shard.clone(), inbox), None);
     spawn(&shard, acceptor(shard.clone(), listener), None);
     let _ = ready.send(Ok(()));
     let mut listening = true;
@@ -139,7 +145,11 @@ async fn serve<H: Handler>(start: Start<H::Message>, make: impl FnOnce(Seat<H::M
     shard.core.borrow_mut().io.clear();
 }
 
-fn on_streams<H: Handler>(handler: H, stats: Arc<ShardStats>) -> Rc<Shard<H>> {
+fn on_streams<H: Handler>(
+    handler: H,
+    stats: Arc<ShardStats>,
+    inbox: flume::Receiver<Vec<H::Message>>,
+) -> Rc<Shard<H>> {
     let shard = Rc::new_cyclic(|weak: &Weak<Shard<H>>| {
         let weak = weak.clone();
         let spawn = Box::new(move |id| {
@@ -152,20 +162,22 @@ fn on_streams<H: Handler>(handler: H, stats: Arc<ShardStats>) -> Rc<Shard<H>> {
         Shard { core, stats }
     });
     spawn(&shard, streams::flusher(shard.clone()), None);
+    spawn(&shard, bridge(shard.clone(), inbox), None);
     shard
 }
 
 fn on_ring<H: Handler>(
     handler: H,
     stats: Arc<ShardStats>,
-    (net, bell): (RingNet, Bell),
+    (net, bell): (RingNet, OwnedFd),
+    inbox: Inbox<H::Message>,
     gather: Duration,
 ) -> Rc<Shard<H>> {
     let io = Io::new(Net::Ring(Box::new(net)), stats.clone());
     let core = RefCell::new(Core { handler, io, scratch: Vec::new() });
     let shard = Rc::new(Shard { core, stats });
-    spawn(&shard, ring::turns(shard.clone(), gather), None);
-    spawn(&shard, ring::ring_bell(shard.clone(), bell), None);
+    spawn(&shard, ring::turns(shard.clone(), inbox, gather), None);
+    spawn(&shard, ring::answer_bell(shard.clone(), bell), None);
     shard
 }
 

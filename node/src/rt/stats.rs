@@ -44,8 +44,9 @@ stats! {
     reads: "reads that gave bytes";
     writes: "writes that took bytes";
     ring_enters: "entries of the ring driver into the kernel";
+    ring_waits: "entries of the ring driver into the kernel to wait there";
     ring_completions: "operations, or steps of them, that the kernel told the ring driver of";
-    ring_gathers: "pauses of a busy shard on the ring between two turns";
+    ring_gathers: "times that a shard on the ring let a turn wait for its store";
     ring_no_buffers: "receives that stopped because every buffer was full";
     ring_stops: "receives stopped because the connection's handler took no bytes";
     ring_cancels: "operations that the ring driver cancelled";

@@ -11,19 +11,19 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
+use std::time::Duration;
 
 use bytes::{Buf as _, BytesMut};
 use io_uring::squeue::{Entry, Flags};
-use io_uring::types::{CancelBuilder, Fd};
-use io_uring::{IoUring, cqueue, opcode};
+use io_uring::types::{CancelBuilder, Fd, SubmitArgs, Timespec};
+use io_uring::{EnterFlags, IoUring, cqueue, opcode};
 
 use super::RingSizes;
 use super::pool::{Buf, GROUP, Pool};
 use crate::rt::conn::ConnId;
+use crate::rt::post::Knock;
 use crate::rt::stats::{ShardStats, count};
 
-/// `IORING_ENTER_GETEVENTS`: run what the kernel has put off until now.
-const GET_EVENTS: u32 = 1;
 /// Entries into the kernel that a cancelled operation may take to end. It ends in the first one
 /// unless others crowd it out: the kernel runs some 20 of those put off at a time.
 const CANCEL_ENTERS_MAX: usize = 10_000;
@@ -41,6 +41,8 @@ pub struct Ring {
     quiet: Vec<u32>,
     /// Operations that the kernel has.
     under_way: usize,
+    knock: Arc<Knock>,
+    watches: bool,
     stats: Arc<ShardStats>,
 }
 
@@ -69,6 +71,7 @@ pub(super) enum Kind {
     Recv,
     Send,
     Cancel,
+    Watch,
 }
 
 /// What an operation is called by.
@@ -133,7 +136,8 @@ impl Tag {
         let kind = match data & 3 {
             0 => Kind::Recv,
             1 => Kind::Send,
-            _ => Kind::Cancel,
+            2 => Kind::Cancel,
+            _ => Kind::Watch,
         };
         let id = ConnId { slot: (data as u32) >> 2, generation: (data >> 32) as u32 };
         Tag { kind, id }
@@ -141,9 +145,13 @@ impl Tag {
 }
 
 impl Ring {
-    /// A ring of the calling thread, which alone may use it. `bell` is rung when something may have
-    /// happened while nobody looked, see [`Ring::listen`].
-    pub fn new(sizes: RingSizes, bell: RawFd, stats: Arc<ShardStats>) -> Result<Ring, IoError> {
+    /// A ring of the calling thread, which alone may use it. The bell is rung when something may
+    /// have happened while nobody looked, see [`Ring::listen`].
+    pub fn new(
+        sizes: RingSizes,
+        knock: Arc<Knock>,
+        stats: Arc<ShardStats>,
+    ) -> Result<Ring, IoError> {
         let uring = IoUring::builder()
             .setup_single_issuer()
             .setup_defer_taskrun()
@@ -154,7 +162,7 @@ impl Ring {
         if !uring.params().is_feature_nodrop() {
             return Err(std::io::ErrorKind::Unsupported.into());
         }
-        uring.submitter().register_eventfd(bell)?;
+        uring.submitter().register_eventfd(knock.bell().as_raw_fd())?;
         let pool = Pool::register(&uring, sizes.buffers, sizes.buffer_bytes)?;
         Ok(Ring {
             uring: ManuallyDrop::new(uring),
@@ -163,6 +171,8 @@ impl Ring {
             reaped: VecDeque::new(),
             quiet: Vec::new(),
             under_way: 0,
+            knock,
+            watches: false,
             stats,
         })
     }
@@ -175,6 +185,12 @@ impl Ring {
         let socket = &mut self.sockets[id.slot()];
         assert!(socket.fd.is_none(), "its place was free");
         *socket = Socket { generation: id.generation, fd: Some(fd), ..Socket::default() };
+    }
+
+    /// From now on each knock ends a [wait](Ring::wait).
+    pub fn watch(&mut self) {
+        self.watches = true;
+        self.push_watch();
     }
 
     /// Receives from now on, until told otherwise; nothing if it does so already.
@@ -261,13 +277,18 @@ impl Ring {
         self.quiet.pop()
     }
 
-    /// Whether the kernel has something for us, or we for it.
-    pub fn has_work(&mut self) -> bool {
+    /// Whether the kernel has something for us.
+    pub fn has_done(&mut self) -> bool {
         if !self.reaped.is_empty() || !self.uring.completion().is_empty() {
             return true;
         }
         let submission = self.uring.submission();
-        !submission.is_empty() || submission.taskrun() || submission.cq_overflow()
+        submission.taskrun() || submission.cq_overflow()
+    }
+
+    /// Whether we have something for the kernel.
+    pub fn has_queued(&mut self) -> bool {
+        !self.uring.submission().is_empty()
     }
 
     /// Buffers that the kernel could fill.
@@ -284,6 +305,16 @@ impl Ring {
             true => self.enter(),
             false => self.reap(),
         }
+    }
+
+    /// Hands the kernel what is queued and waits until something is done, but not for longer than
+    /// this.
+    pub fn wait(&mut self, limit: Duration) {
+        count(&self.stats.ring_waits, 1);
+        let limit = Timespec::from(limit);
+        let args = SubmitArgs::new().timespec(&limit);
+        let result = self.uring.submitter().submit_with_args(1, &args);
+        self.entered(result);
     }
 
     /// From now on the bell is rung when there is something to take. Ask for
@@ -312,6 +343,7 @@ impl Ring {
     /// Ends all operations, waits for that, within bounds, and closes every socket.
     pub fn shutdown(&mut self) {
         self.sockets.iter_mut().for_each(|socket| socket.retired = true);
+        self.watches = false;
         if self.under_way > 0 {
             let everything = opcode::AsyncCancel2::new(CancelBuilder::any()).build();
             let nobody = ConnId { slot: 0, generation: 0 };
@@ -351,6 +383,18 @@ impl Ring {
         self.push(entry, Tag { kind: Kind::Send, id });
     }
 
+    fn push_watch(&mut self) {
+        if !self.watches {
+            return;
+        }
+        self.under_way += 1;
+        let fd = Fd(self.knock.at_ring().as_raw_fd());
+        // Nobody reads it: each write counts, not that it is readable.
+        let entry = opcode::PollAdd::new(fd, libc::POLLIN as u32).multi(true).build();
+        let nobody = ConnId { slot: 0, generation: 0 };
+        self.push(entry, Tag { kind: Kind::Watch, id: nobody });
+    }
+
     fn stop_all(&mut self, id: ConnId) {
         self.stop(id);
         if self.is_sending(id) {
@@ -374,13 +418,20 @@ impl Ring {
         }
     }
 
+    /// Enters the kernel, which runs what it has put off until now.
     fn enter(&mut self) {
-        let waiting = self.uring.submission().len() as u32;
-        count(&self.stats.ring_enters, 1);
+        let queued = self.uring.submission().len() as u32;
+        let flags = EnterFlags::GETEVENTS.bits();
         // SAFETY: no argument is given, and the entries are valid, see `push`.
-        let result = unsafe { self.uring.submitter().enter::<()>(waiting, 0, GET_EVENTS, None) };
+        let result = unsafe { self.uring.submitter().enter::<()>(queued, 0, flags, None) };
+        self.entered(result);
+    }
+
+    fn entered(&mut self, result: Result<usize, IoError>) {
+        count(&self.stats.ring_enters, 1);
         match result.map_err(|error| (error.raw_os_error(), error)) {
-            Ok(_) => {}
+            // The time was over.
+            Ok(_) | Err((Some(libc::ETIME), _)) => {}
             // Nothing is lost: what was not submitted is the next time.
             Err((Some(libc::EINTR | libc::EAGAIN | libc::EBUSY), _)) => {
                 count(&self.stats.ring_retries, 1);
@@ -412,8 +463,13 @@ impl Ring {
     /// Keeps the books; answers what concerns a socket in use.
     fn account(&mut self, completion: Completion) -> Option<Done> {
         let Completion { tag: Tag { kind, id }, result, more, buf } = completion;
-        if kind == Kind::Cancel {
-            return None;
+        match kind {
+            Kind::Cancel => return None,
+            Kind::Watch => {
+                self.watched(more);
+                return None;
+            }
+            Kind::Recv | Kind::Send => {}
         }
         let socket = self.socket(id)?;
         let retired = socket.retired;
@@ -447,6 +503,14 @@ impl Ring {
             return None;
         }
         Some(done)
+    }
+
+    /// Somebody has knocked; the kernel may want to be asked again.
+    fn watched(&mut self, more: bool) {
+        if !more {
+            self.under_way -= 1;
+            self.push_watch();
+        }
     }
 
     fn account_send(&mut self, id: ConnId, result: i32) -> Option<Done> {
@@ -494,7 +558,7 @@ impl Ring {
                         socket.landed(result);
                     }
                 }
-                Kind::Cancel => {}
+                Kind::Cancel | Kind::Watch => {}
             }
         }
     }

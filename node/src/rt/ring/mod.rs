@@ -11,7 +11,6 @@
 //! listener and the clock.
 
 mod kernel;
-mod pace;
 mod pool;
 mod probe;
 mod turn;
@@ -29,10 +28,11 @@ use self::kernel::{Done, Ring, Stop};
 use self::pool::Buf;
 use super::conn::{Closed, Conn, ConnId, Life, Released, Sock};
 use super::io::{Io, Net};
+use super::post::Knock;
 use super::stats::{ShardStats, count};
 
 pub use self::probe::{Missing, probe};
-pub use self::turn::{Bell, ring_bell, turns};
+pub use self::turn::{answer_bell, turns};
 
 /// Bytes that came for a connection whose handler is busy with earlier ones, above which nothing is
 /// received for it. What the kernel has received by then still comes: at most all buffers.
@@ -91,12 +91,16 @@ enum Event {
     Closed(ConnId, Closed),
 }
 
-/// Makes the ring of the calling thread.
-pub fn open(sizes: RingSizes, stats: Arc<ShardStats>) -> Result<(RingNet, Bell), IoError> {
-    let bell = Bell::new()?;
-    let ring = Ring::new(sizes, bell.as_raw_fd(), stats)?;
-    let net = RingNet { ring, queue: VecDeque::new(), starved: VecDeque::new() };
-    Ok((net, bell))
+/// Makes the ring of the calling thread, and gives the bell that [`answer_bell`] is to answer.
+pub fn open(
+    sizes: RingSizes,
+    knock: &Arc<Knock>,
+    stats: Arc<ShardStats>,
+) -> Result<(RingNet, OwnedFd), IoError> {
+    let bell = knock.bell().try_clone_to_owned()?;
+    let mut ring = Ring::new(sizes, knock.clone(), stats)?;
+    ring.watch();
+    Ok((RingNet { ring, queue: VecDeque::new(), starved: VecDeque::new() }, bell))
 }
 
 impl RingNet {
@@ -362,10 +366,11 @@ impl Io {
         }
     }
 
+    /// Whether there is something to do before anything else has happened.
     fn ring_has_work(&mut self) -> bool {
         let net = self.ring_net();
         let queued = !net.queue.is_empty() || !net.starved.is_empty();
-        queued || net.ring.has_work() || self.is_dirty()
+        queued || net.ring.has_done() || self.is_dirty() || self.wants_turn()
     }
 }
 

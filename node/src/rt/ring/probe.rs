@@ -9,10 +9,10 @@ use bytes::BytesMut;
 use io_uring::{IoUring, Probe, opcode};
 use thiserror::Error;
 
+use super::RingSizes;
 use super::kernel::{Done, Ring, Stop};
-use super::{Bell, RingSizes};
 use crate::rt::conn::ConnId;
-use crate::rt::stats::ShardStats;
+use crate::rt::post::Knock;
 
 /// What the kernel cannot do, or does not let this process do.
 #[derive(Debug, Error)]
@@ -26,11 +26,8 @@ pub struct Missing {
 pub fn probe() -> Result<(), Missing> {
     operations().map_err(|error| Missing { what: "operations of io_uring", error })?;
     let sizes = RingSizes { submissions: 8, completions: 16, buffers: 2, buffer_bytes: 64 };
-    let ring = Bell::new().and_then(|bell| {
-        let ring = Ring::new(sizes, bell.as_raw_fd(), Arc::<ShardStats>::default())?;
-        Ok((ring, bell))
-    });
-    let (mut ring, _bell) = ring.map_err(|error| Missing {
+    let ring = Knock::new().and_then(|knock| Ring::new(sizes, knock.into(), Arc::default()));
+    let mut ring = ring.map_err(|error| Missing {
         what: "a ring with buffers, work put off and an eventfd",
         error,
     })?;
@@ -42,7 +39,12 @@ fn operations() -> Result<(), IoError> {
     let uring = IoUring::new(2)?;
     let mut probe = Probe::new();
     uring.submitter().register_probe(&mut probe)?;
-    let needed = [opcode::RecvMulti::CODE, opcode::Send::CODE, opcode::AsyncCancel::CODE];
+    let needed = [
+        opcode::RecvMulti::CODE,
+        opcode::Send::CODE,
+        opcode::PollAdd::CODE,
+        opcode::AsyncCancel::CODE,
+    ];
     match needed.iter().all(|&code| probe.is_supported(code)) {
         true => Ok(()),
         false => Err(ErrorKind::Unsupported.into()),

@@ -4,23 +4,25 @@
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
 
 use super::kernel::{Kind, Tag};
 use super::*;
+use crate::rt::post::{Inbox, Place, Post};
 
 const SIZES: RingSizes = RingSizes { submissions: 4, completions: 8, buffers: 4, buffer_bytes: 32 };
 
 struct Bench {
     ring: Ring,
     stats: Arc<ShardStats>,
-    _bell: Bell,
+    knock: Arc<Knock>,
 }
 
 impl Bench {
     fn new() -> Bench {
-        let (bell, stats) = (Bell::new().unwrap(), Arc::<ShardStats>::default());
-        let ring = Ring::new(SIZES, bell.as_raw_fd(), stats.clone()).unwrap();
-        Bench { ring, stats, _bell: bell }
+        let (knock, stats) = (Arc::new(Knock::new().unwrap()), Arc::<ShardStats>::default());
+        let ring = Ring::new(SIZES, knock.clone(), stats.clone()).unwrap();
+        Bench { ring, stats, knock }
     }
 
     /// A socket at a place of the ring that receives, and its peer.
@@ -202,4 +204,37 @@ fn the_end_closes_every_socket_in_time() {
         let end = peer.read_to_end(&mut Vec::new());
         assert!(end.is_ok() || end.unwrap_err().kind() == std::io::ErrorKind::ConnectionReset);
     }
+}
+
+#[test]
+fn each_knock_ends_a_wait() {
+    let mut bench = Bench::new();
+    bench.ring.watch();
+    let (post, batches) = Post::new(Some(bench.knock.clone()));
+    let inbox = Inbox::new(batches, bench.knock.clone());
+    let limit = Duration::from_secs(20);
+    for round in 0..20 {
+        assert!(inbox.wait_at(Place::Ring));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(Duration::from_millis(2));
+                post.post(vec![round]);
+            });
+            let start = Instant::now();
+            bench.ring.wait(limit);
+            assert!(start.elapsed() < limit, "nothing has ended it");
+        });
+        bench.until(|_, done| done.is_none());
+        assert_eq!(inbox.next(), Some(vec![round]));
+    }
+}
+
+#[test]
+fn a_wait_ends_in_time_though_nothing_happens() {
+    let mut bench = Bench::new();
+    bench.ring.watch();
+    let start = Instant::now();
+    bench.ring.wait(Duration::from_millis(5));
+    assert!(start.elapsed() >= Duration::from_millis(5));
+    assert!(bench.ring.next().is_none());
 }

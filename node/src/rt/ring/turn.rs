@@ -1,7 +1,6 @@
 //! The turns of a shard on its ring, and the bell that begins them.
 
-use std::io::Error as IoError;
-use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{FromRawFd as _, IntoRawFd as _, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -9,39 +8,24 @@ use std::time::{Duration, Instant};
 use glommio::io::BufferedFile;
 
 use super::Event;
-use super::pace::Pace;
 use crate::held::{Cause, HELD};
 use crate::rt::io::Io;
-use crate::rt::shard::{BREATH, Core, Shard};
+use crate::rt::post::{Inbox, Place};
+use crate::rt::shard::{BATCHES_MAX, BREATH, Core, Shard};
 use crate::rt::stats::count;
 use crate::rt::{Flow, Handler};
 
-/// Passes (take, handle, hand over) in a row before glommio's other tasks get their turn.
-const PASSES_MAX: u32 = 8;
-
-/// An eventfd that the kernel writes to when it has something for a ring that nobody looks at.
-pub struct Bell(OwnedFd);
-
-impl Bell {
-    pub fn new() -> Result<Bell, IoError> {
-        // SAFETY: the call touches no memory.
-        let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC) };
-        if fd < 0 {
-            return Err(IoError::last_os_error());
-        }
-        // SAFETY: the call above gave this descriptor, nobody else has it.
-        Ok(Bell(unsafe { OwnedFd::from_raw_fd(fd) }))
-    }
-
-    pub fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
-    }
-}
+/// Things of a turn from which on the next one needs no gathering: what a turn costs by itself is
+/// then small against what is in it.
+const FULL: u32 = 32;
+/// How long a shard with something to do keeps glommio waiting. Two milliseconds make what glommio
+/// does once in between, some ten system calls, a hundredth of a busy shard's time.
+const STAY: Duration = Duration::from_millis(2);
 
 /// Begins a turn whenever the bell rings. glommio waits for it as for a read of a file.
-pub async fn ring_bell<H: Handler>(shard: Rc<Shard<H>>, bell: Bell) {
+pub async fn answer_bell<H: Handler>(shard: Rc<Shard<H>>, bell: OwnedFd) {
     // SAFETY: the descriptor is owned and passes to the file.
-    let file = unsafe { BufferedFile::from_raw_fd(bell.0.into_raw_fd()) };
+    let file = unsafe { BufferedFile::from_raw_fd(bell.into_raw_fd()) };
     loop {
         match file.read_at(0, size_of::<u64>()).await {
             Ok(_) => shard.core.borrow_mut().io.mark_turn(),
@@ -53,67 +37,92 @@ pub async fn ring_bell<H: Handler>(shard: Rc<Shard<H>>, bell: Bell) {
     }
 }
 
-/// Whether a pass had anything to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Found {
-    Nothing,
-    Something,
-}
-
-/// Carries out the turns of the shard. A busy shard waits for `gather` between them.
-pub async fn turns<H: Handler>(shard: Rc<Shard<H>>, gather: Duration) {
-    let mut pace = Pace::new(gather);
+/// Carries out the turns of the shard. While it expects a post it waits for that alone, for up to
+/// `gather`, before the next one.
+///
+/// While there is something to do every now and then the shard waits in its ring: one entry into
+/// the kernel sends what a turn has said and waits for the next one, where glommio takes many.
+/// After [`STAY`] at the latest glommio has its turn, for the tick, the listener and whatever else
+/// is its own.
+pub async fn turns<H: Handler>(shard: Rc<Shard<H>>, inbox: Inbox<H::Message>, gather: Duration) {
     loop {
         std::future::poll_fn(|cx| shard.core.borrow_mut().io.poll_turn(cx)).await;
-        let start = Instant::now();
-        let mut left = true;
+        inbox.look();
         shard.io(|io| io.ring().look());
-        for _ in 0..PASSES_MAX {
-            let found = pass(&shard);
-            left = shard.io(Io::ring_has_work);
-            if left {
-                continue;
-            }
-            // The thread sleeps, not the task: glommio would take several system calls for it.
-            let Some(pause) = pace.pause().filter(|_| found == Found::Something) else { break };
-            count(&shard.stats.ring_gathers, 1);
-            std::thread::sleep(pause);
-            left = true;
-        }
+        stay(&shard, &inbox, gather);
         let again = shard.io(|io| {
             io.ring().listen();
             // What came between the last look and the bell would not ring it.
-            left = left || io.ring_has_work();
+            let left =
+                !inbox.wait_at(Place::Glommio) || io.ring_has_work() || io.ring().has_queued();
             io.turn_over(left)
         });
-        HELD.since(Cause::Turn, start);
         if again {
             glommio::timer::sleep(BREATH).await;
         }
     }
 }
 
-/// Takes from the kernel what there is, has it handled, and ends the turn.
-fn pass<H: Handler>(shard: &Shard<H>) -> Found {
-    let mut found = Found::Nothing;
+/// Turn after turn, if the first has anything in it, until glommio is due.
+fn stay<H: Handler>(shard: &Shard<H>, inbox: &Inbox<H::Message>, gather: Duration) {
+    let mut start = Instant::now();
+    let until = start + STAY;
+    let mut stays = false;
+    loop {
+        let found = pass(shard, inbox);
+        stays |= found > 0;
+        let end = Instant::now();
+        HELD.took(Cause::Turn, end - start);
+        start = end;
+        let left = until.saturating_duration_since(end);
+        if !stays || left.is_zero() {
+            return shard.io(|io| io.ring().enter_if_needed());
+        }
+        if shard.io(Io::ring_has_work) {
+            continue;
+        }
+        if (1..FULL).contains(&found) && !gather.is_zero() && shard.io(|io| io.post_expected) {
+            count(&shard.stats.ring_gathers, 1);
+            shard.io(|io| io.ring().enter_if_needed());
+            inbox.wait(gather);
+        } else {
+            if inbox.wait_at(Place::Ring) {
+                shard.io(|io| io.ring().wait(left));
+            }
+            inbox.look();
+        }
+        start = Instant::now();
+    }
+}
+
+/// Takes what there is from the inbox and the kernel, has it handled, and ends the turn. Answers
+/// how many things there were.
+fn pass<H: Handler>(shard: &Shard<H>, inbox: &Inbox<H::Message>) -> u32 {
+    let mut found = 0;
+    for _ in 0..BATCHES_MAX {
+        let Some(batch) = inbox.next() else { break };
+        found += 1;
+        shard.call(None, |handler, io, _| handler.inbox(io, batch));
+    }
     let mut queued = shard.io(|io| {
         io.refresh();
         io.ring().enter_if_needed();
         io.ring_net().queue.len()
     });
     while let Some(event) = shard.io(Io::next_done) {
-        found = Found::Something;
+        found += 1;
         tell(shard, event);
     }
     while queued > 0 {
         queued -= 1;
         let Some(id) = shard.io(|io| io.ring_net().queue.pop_front()) else { break };
         if let Some(event) = shard.io(|io| io.look_at(id)) {
-            found = Found::Something;
+            found += 1;
             tell(shard, event);
         }
     }
     count(&shard.stats.turns, 1);
+    shard.io(Io::begin_turn_end);
     let result = catch_unwind(AssertUnwindSafe(|| {
         let Core { handler, io, .. } = &mut *shard.core.borrow_mut();
         handler.turn_end(io);
@@ -123,7 +132,7 @@ fn pass<H: Handler>(shard: &Shard<H>) -> Found {
     }
     shard.io(|io| {
         if io.is_dirty() {
-            found = Found::Something;
+            found += 1;
         }
         io.flush_ring();
         io.feed_starved();

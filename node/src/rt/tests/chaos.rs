@@ -119,6 +119,8 @@ impl Chaos {
             0..3 => self.move_it(io, conn),
             3..5 => self.pause(io, conn),
             5 => io.turn_again(),
+            8 => io.expect_post(true),
+            9 => io.expect_post(false),
             6 if self.random.below(self.rarely) == 0 => {
                 self.tally.finished.fetch_add(1, Ordering::Relaxed);
                 io.finish(conn);

@@ -87,11 +87,16 @@ pub struct EmbeddedConfig {
     pub reserve_bytes: u64,
 }
 
+/// Measured at 15,000 messages a second, where syncs take 110 to 160 µs and a core is three
+/// quarters busy: a third fewer commits, and answers come no later than without a gap. From 400 µs
+/// on they do.
+const COMMIT_GAP_US_DEFAULT: u64 = 250;
+
 impl Default for EmbeddedConfig {
     fn default() -> EmbeddedConfig {
         EmbeddedConfig {
             disk: DiskKind::default(),
-            commit_gap_us: 0,
+            commit_gap_us: COMMIT_GAP_US_DEFAULT,
             cache_bytes: 64 << 20,
             memtable_bytes: 64 << 20,
             reserve_bytes: RESERVE_BYTES_DEFAULT,

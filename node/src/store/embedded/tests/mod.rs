@@ -51,7 +51,8 @@ pub(super) enum Setup {
 
 impl Setup {
     pub(super) fn config(self) -> EmbeddedConfig {
-        let default = EmbeddedConfig::default();
+        // Thousands of commits, one after the other.
+        let default = EmbeddedConfig { commit_gap_us: 0, ..EmbeddedConfig::default() };
         match self {
             Setup::Plain => EmbeddedConfig { disk: DiskKind::Plain, ..default },
             Setup::Hybrid => EmbeddedConfig { disk: DiskKind::Hybrid, ..default },
