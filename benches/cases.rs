@@ -11,6 +11,7 @@ use chatring_core::lane::{Append, Lane, LaneConfig, LaneOp, LaneOutput};
 use chatring_core::sabotage::Breaks;
 use chatring_core::values::{InboxRow, MessageRow, RowStamp, StoreIncarnation};
 use chatring_node::store::embedded::bench_support::{Resolver, ResolverBounds, Verdict};
+use chatring_node::store::embedded::{EmbeddedConfig, EmbeddedStore};
 use chatring_wire::frame::{ChannelKind, Durability, MessageKind, RequestId, Row, Send};
 use chatring_wire::limits::FRAME_BYTES_MAX;
 use chatring_wire::ws::encode_message;
@@ -22,6 +23,7 @@ use chatring_wire::{
 
 use crate::many_channels::{Absence, ManyChannels};
 use crate::path::Path;
+use crate::writer::Writer;
 
 /// Works through so many further items.
 pub type Work = Box<dyn FnMut(u64)>;
@@ -38,6 +40,10 @@ pub struct Case {
 
 /// Texts of one connection.
 const TEXTS: u64 = 4_096;
+/// Messages that are stored: a multiple of four times each number in a commit.
+const STORED: u64 = 4_800;
+/// Memory that is a file system, where there is one: a sync costs no time there.
+const SHARED_MEMORY: &str = "/dev/shm";
 /// Texts of the whole path, by pairs in a turn.
 const PATH_TEXTS: u64 = 4_096;
 /// Texts in a turn of the crowded path.
@@ -82,6 +88,10 @@ pub const CASES: &[Case] = &[
     Case { name: "rows/inbox/write", items: TEXTS, prepare: inbox_write },
     Case { name: "lane/append_of_64", items: TEXTS, prepare: lane },
     Case { name: "resolver/key", items: TEXTS, prepare: resolver },
+    Case { name: "store/message/1_a_commit", items: STORED, prepare: || stored(1) },
+    Case { name: "store/message/3_a_commit", items: STORED, prepare: || stored(3) },
+    Case { name: "store/message/25_a_commit", items: STORED, prepare: || stored(25) },
+    Case { name: "store/message/200_a_commit", items: STORED, prepare: || stored(200) },
     Case {
         name: "path/direct_message/1_a_turn",
         items: PATH_TEXTS,
@@ -283,6 +293,24 @@ fn resolver() -> Work {
             let verdict = resolver.check(Version(version - 1), std::slice::from_ref(&fence));
             assert_eq!(verdict, Verdict::Clear);
             resolver.wrote_key(Version(version), &keys::message(CID, Seq(version)));
+        }
+    })
+}
+
+/// Messages through the embedded store to its disk and back, so many in each commit.
+fn stored(messages: u64) -> Work {
+    let in_memory = std::path::Path::new(SHARED_MEMORY).is_dir();
+    let folder = match in_memory {
+        true => tempfile::tempdir_in(SHARED_MEMORY),
+        false => tempfile::tempdir(),
+    };
+    let folder = folder.expect("a folder");
+    let store = EmbeddedStore::open(folder.path(), EmbeddedConfig::default()).expect("a store");
+    let mut writer = Writer::new(&store);
+    Box::new(move |items| {
+        let _open = (&store, &folder);
+        for _ in 0..items / messages {
+            writer.write(messages, 1);
         }
     })
 }

@@ -8,6 +8,7 @@ mod many_channels;
 mod one_shard;
 mod path;
 pub mod valgrind;
+mod writer;
 
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,7 @@ pub use cases::{CASES, Case, Work};
 pub use many_channels::{Absence, ManyChannels};
 pub use one_shard::{Answers, OneShard, Pair, Synced};
 pub use path::Path;
+pub use writer::{Rows, Writer};
 
 /// Short enough that all benchmarks together take about a minute; criterion's own flags
 /// (`--measurement-time 10`) make them longer.

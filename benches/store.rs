@@ -4,21 +4,13 @@
 
 use std::path::Path;
 
-use bytes::Bytes;
-use chatring_benches::{quick, time_in_streams};
-use chatring_core::keys;
+use chatring_benches::{Rows, Writer, quick, time_in_streams};
 use chatring_core::kv::mem::{MemStore, SubmitterId};
-use chatring_core::kv::{Class, Commit, Completion, Kv, LaneId, Outcome, Request, Ticket, Write};
+use chatring_core::kv::{Outcome, Request, Ticket};
 use chatring_core::sabotage::Breaks;
-use chatring_core::values::{JournalRow, StoreIncarnation};
-use chatring_node::store::embedded::{EmbeddedConfig, EmbeddedHandle, EmbeddedStore};
-use chatring_wire::{Cid, Seq, Uid};
+use chatring_node::store::embedded::{EmbeddedConfig, EmbeddedStore};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 
-const STORE: StoreIncarnation = StoreIncarnation(1);
-const USERS: u64 = 1_000;
-const MESSAGE_VALUE_BYTES: usize = 80;
-const INBOX_VALUE_BYTES: usize = 40;
 /// A lane of a node has at most so many commits in flight.
 const IN_FLIGHT: u64 = 4;
 
@@ -77,77 +69,6 @@ fn reference(c: &mut Criterion) {
         });
     }
     group.finish();
-}
-
-struct Writer {
-    handle: EmbeddedHandle,
-    answers: flume::Receiver<Vec<Completion>>,
-    rows: Rows,
-}
-
-/// Makes commits of messages.
-#[derive(Default)]
-struct Rows {
-    messages: u64,
-    commits: u64,
-}
-
-impl Writer {
-    fn new(store: &EmbeddedStore) -> Writer {
-        let (sender, answers) = flume::bounded(64);
-        let handle = store.handle(move |completions| {
-            sender.send(completions).expect("somebody waits");
-        });
-        Writer { handle, answers, rows: Rows::default() }
-    }
-
-    /// Submits commits and waits until all of them are on disk.
-    fn write(&mut self, messages: u64, commits: u64) {
-        for _ in 0..commits {
-            let commit = self.rows.commit(messages);
-            self.handle.submit(Request::Commit(commit), Ticket(self.rows.commits));
-        }
-        let mut open = commits;
-        while open > 0 {
-            for Completion { outcome, .. } in self.answers.recv().expect("an answer") {
-                assert!(matches!(outcome, Outcome::Committed(_)), "{outcome:?}");
-                open -= 1;
-            }
-        }
-    }
-}
-
-impl Rows {
-    fn commit(&mut self, messages: u64) -> Commit {
-        self.commits += 1;
-        let mut writes = Vec::with_capacity(messages as usize * 3 + 1);
-        for _ in 0..messages {
-            self.messages += 1;
-            let pair = self.messages % USERS;
-            let (cid, seq) = (Cid(spread(pair)), Seq(1 + self.messages / USERS));
-            writes.push(set(keys::message(cid, seq), MESSAGE_VALUE_BYTES));
-            for user in [pair, pair ^ 1] {
-                writes.push(set(keys::inbox(Uid(spread(user)), cid), INBOX_VALUE_BYTES));
-            }
-        }
-        writes.push(JournalRow::write(keys::journal(0, 0, 0), STORE, 1, self.commits));
-        Commit {
-            lane: Some(LaneId(0)),
-            class: Class::Interactive,
-            read_version: None,
-            conflicts: Vec::new(),
-            writes,
-        }
-    }
-}
-
-fn set(key: Bytes, value_bytes: usize) -> Write {
-    Write::SetStamped { key, value: Bytes::from(vec![1; value_bytes]), offset: 3 }
-}
-
-/// Ids are evenly spread.
-fn spread(n: u64) -> u64 {
-    (n + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
 criterion_group! {
