@@ -10,7 +10,7 @@ use chatring_core::kv::{KeyRange, LaneId, Limits, Outcome, Stamp, Version, Write
 use chatring_core::lane::{Append, Lane, LaneConfig, LaneOp, LaneOutput};
 use chatring_core::sabotage::Breaks;
 use chatring_core::values::{InboxRow, MessageRow, RowStamp, StoreIncarnation};
-use chatring_node::store::embedded::bench_support::{Resolver, ResolverBounds, Verdict};
+use chatring_node::store::embedded::bench_support::{KeyHash, Resolver, ResolverBounds, Verdict};
 use chatring_node::store::embedded::{EmbeddedConfig, EmbeddedStore};
 use chatring_wire::frame::{ChannelKind, Durability, MessageKind, RequestId, Row, Send};
 use chatring_wire::limits::FRAME_BYTES_MAX;
@@ -292,7 +292,8 @@ fn resolver() -> Work {
             version += 1;
             let verdict = resolver.check(Version(version - 1), std::slice::from_ref(&fence));
             assert_eq!(verdict, Verdict::Clear);
-            resolver.wrote_key(Version(version), &keys::message(CID, Seq(version)));
+            let key = keys::message(CID, Seq(version));
+            resolver.wrote_key(Version(version), &key, KeyHash::of(&key));
         }
     })
 }

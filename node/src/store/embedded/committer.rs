@@ -27,7 +27,7 @@ use super::limits::{
 use super::metrics::Counters;
 use super::published::Published;
 use super::queue::{CommitMessage, PendingCommit, Submitter, deliver, queue_class};
-use super::resolver::{Resolver, Verdict};
+use super::resolver::{KeyHash, Resolver, Verdict};
 use super::room::RoomState;
 use super::system::{VERSION_KEY, user_part, version_value};
 use super::versions::VersionClock;
@@ -259,8 +259,10 @@ impl GroupDraft {
 
 impl Judge {
     fn resolve(&mut self, group: Vec<PendingCommit>, room: RoomState) -> Resolved {
-        self.resolver.expire(self.clock.now((self.elapsed)()));
-        let mut rows = GroupRows::default();
+        let elapsed = (self.elapsed)();
+        self.resolver.expire(self.clock.now(elapsed));
+        let writes = group.iter().map(|pending| pending.commit.writes.len()).sum::<usize>();
+        let mut rows = GroupRows::with_capacity(writes + 1);
         let mut resolved = Resolved {
             batch: Batch::default(),
             version: None,
@@ -270,7 +272,7 @@ impl Judge {
             answers: Vec::with_capacity(group.len()),
         };
         for mut pending in group {
-            let outcome = self.judge(&mut pending, room, &mut rows);
+            let outcome = self.judge(&mut pending, room, elapsed, &mut rows);
             if let Outcome::Committed(stamp) = outcome {
                 resolved.version = Some(stamp.version);
                 resolved.commits += 1;
@@ -283,7 +285,8 @@ impl Judge {
         }
         if let Some(version) = resolved.version {
             self.counters.rows.fetch_add(rows.len() as u64, Relaxed);
-            rows.put(Bytes::from_static(VERSION_KEY), Some(version_value(version)));
+            let key = Bytes::from_static(VERSION_KEY);
+            rows.put(key, KeyHash::of(VERSION_KEY), Some(version_value(version).into()));
             resolved.batch = rows.into_batch();
         }
         self.counters.resolver_writes.store(self.resolver.len(), Relaxed);
@@ -295,6 +298,7 @@ impl Judge {
         &mut self,
         pending: &mut PendingCommit,
         room: RoomState,
+        elapsed: Duration,
         rows: &mut GroupRows,
     ) -> Outcome {
         let lane = pending.lane();
@@ -306,7 +310,7 @@ impl Judge {
                 return Outcome::LaneStopped;
             }
         }
-        match self.admit(pending, room, rows) {
+        match self.admit(pending, room, elapsed, rows) {
             Ok(stamp) => Outcome::Committed(stamp),
             Err(outcome) => {
                 self.stopped_lanes.extend(lane);
@@ -319,6 +323,7 @@ impl Judge {
         &mut self,
         pending: &mut PendingCommit,
         room: RoomState,
+        elapsed: Duration,
         rows: &mut GroupRows,
     ) -> Result<Stamp, Outcome> {
         if pending.fit == Fit::TooLarge {
@@ -334,24 +339,21 @@ impl Judge {
         } else {
             ClearedKeys::find(&commit.writes, &*self.disk.snapshot()).map_err(clear_outcome)?
         };
-        let version = self.clock.next((self.elapsed)());
+        let version = self.clock.next(elapsed);
         let stamp = Stamp { version, order: 0 };
-        for write in &mut commit.writes {
-            match write {
-                Write::ClearRange(range) => {
-                    *range = user_part(range);
-                    self.resolver.wrote_range(version, range);
-                }
-                Write::Set { key, .. } | Write::SetStamped { key, .. } | Write::Clear { key } => {
-                    self.resolver.wrote_key(version, key)
-                }
+        let mut writes = std::mem::take(&mut commit.writes);
+        for write in &mut writes {
+            if let Write::ClearRange(range) = write {
+                *range = user_part(range);
+                self.resolver.wrote_range(version, range);
             }
         }
-        rows.apply(std::mem::take(&mut commit.writes), cleared, stamp);
+        let wrote = |key: &[u8], hash| self.resolver.wrote_key(version, key, hash);
+        rows.apply(writes, cleared, stamp, wrote);
         Ok(stamp)
     }
 
-    fn check_conflicts(&self, pending: &PendingCommit) -> Result<(), Outcome> {
+    fn check_conflicts(&mut self, pending: &PendingCommit) -> Result<(), Outcome> {
         let conflicts = &pending.commit.conflicts;
         if conflicts.is_empty() {
             return Ok(());

@@ -2,18 +2,21 @@
 
 use std::ops::ControlFlow;
 
-use bytes::{Bytes, BytesMut};
-use chatring_core::kv::{KeyRange, Order, STAMP_BYTES, Stamp, Write};
-use rustc_hash::FxHashMap;
+use bytes::Bytes;
+use chatring_core::kv::{KeyRange, Order, Stamp, Write};
+use hashbrown::HashTable;
+use hashbrown::hash_table::Entry;
 
-use super::disk::{Batch, DiskError, DiskSnapshot};
+use super::disk::{Batch, DiskError, DiskSnapshot, Value};
 use super::limits::CLEAR_ROWS_MAX;
+use super::resolver::KeyHash;
 
 /// See the module.
 #[derive(Default)]
 pub(crate) struct GroupRows {
-    rows: Vec<(Bytes, Option<Bytes>)>,
-    index: FxHashMap<Bytes, usize>,
+    rows: Vec<(Bytes, Option<Value>)>,
+    /// Where the row of a key is, by its hash.
+    index: HashTable<(KeyHash, usize)>,
     /// Range clears so far.
     pub clears: usize,
 }
@@ -60,30 +63,47 @@ impl ClearedKeys {
 }
 
 impl GroupRows {
-    /// Applies a commit's writes in their order.
-    pub(crate) fn apply(&mut self, writes: Vec<Write>, cleared: ClearedKeys, stamp: Stamp) {
+    /// No rows, with room for so many.
+    pub(crate) fn with_capacity(rows: usize) -> GroupRows {
+        let index = HashTable::with_capacity(rows);
+        GroupRows { rows: Vec::with_capacity(rows), index, clears: 0 }
+    }
+
+    /// Applies a commit's writes in their order. Tells the key of each that names one.
+    pub(crate) fn apply(
+        &mut self,
+        writes: Vec<Write>,
+        cleared: ClearedKeys,
+        stamp: Stamp,
+        mut wrote: impl FnMut(&[u8], KeyHash),
+    ) {
         let mut cleared = cleared.0.into_iter();
         for write in writes {
-            match write {
-                Write::Set { key, value } => self.put(key, Some(value)),
+            let (key, value) = match write {
+                Write::Set { key, value } => (key, Some(value.into())),
                 Write::SetStamped { key, value, offset } => {
-                    self.put(key, Some(stamped(&value, offset, stamp)));
+                    (key, Some(Value::stamped(value, offset, stamp)))
                 }
-                Write::Clear { key } => self.put(key, None),
+                Write::Clear { key } => (key, None),
                 Write::ClearRange(range) => {
                     let keys = cleared.next().expect("one list per range clear");
                     self.clear_range(&range, keys);
+                    continue;
                 }
-            }
+            };
+            let hash = KeyHash::of(&key);
+            wrote(&key, hash);
+            self.put(key, hash, value);
         }
     }
 
-    /// Puts a row of the engine's own.
-    pub(crate) fn put(&mut self, key: Bytes, value: Option<Bytes>) {
-        match self.index.get(&key) {
-            Some(index) => self.rows[*index].1 = value,
-            None => {
-                self.index.insert(key.clone(), self.rows.len());
+    /// Puts a row.
+    pub(crate) fn put(&mut self, key: Bytes, hash: KeyHash, value: Option<Value>) {
+        let is_row = |(of, row): &(KeyHash, usize)| *of == hash && self.rows[*row].0 == key;
+        match self.index.entry(hash.0, is_row, |(of, _)| of.0) {
+            Entry::Occupied(entry) => self.rows[entry.get().1].1 = value,
+            Entry::Vacant(entry) => {
+                entry.insert((hash, self.rows.len()));
                 self.rows.push((key, value));
             }
         }
@@ -107,15 +127,8 @@ impl GroupRows {
             }
         }
         for key in keys_on_disk {
-            self.put(key, None);
+            let hash = KeyHash::of(&key);
+            self.put(key, hash, None);
         }
     }
-}
-
-/// The value with the stamp over ten bytes at the offset, which was checked at submission.
-fn stamped(value: &Bytes, offset: u32, stamp: Stamp) -> Bytes {
-    let mut value = BytesMut::from(&**value);
-    let offset = offset as usize;
-    value[offset..offset + STAMP_BYTES].copy_from_slice(&stamp.to_bytes());
-    value.freeze()
 }

@@ -41,6 +41,9 @@ pub const RESOLVER_KEYS_MAX: usize = 1 << 20;
 pub const RESOLVER_BYTES_MAX: usize = 64 << 20;
 /// Range clears that the resolver remembers. Full: it forgets the oldest.
 pub const RESOLVER_RANGES_MAX: usize = 4_096;
+/// Single keys that the resolver has at hand because commits ask about them; a node asks about a
+/// fence for each of its cores. Full: it begins anew.
+pub const RESOLVER_WATCHED_MAX: usize = 1_024;
 
 /// Time between two looks at the health of the disk, in milliseconds.
 pub const WATCH_INTERVAL_MS: u64 = 250;

@@ -54,7 +54,7 @@ use self::threads::Threads;
 /// For the benchmarks alone.
 #[doc(hidden)]
 pub mod bench_support {
-    pub use super::resolver::{Resolver, ResolverBounds, Verdict};
+    pub use super::resolver::{KeyHash, Resolver, ResolverBounds, Verdict};
 }
 
 /// The version of a store in which nothing has been written.
@@ -217,7 +217,7 @@ fn make_rows(folder: &Folder, draft: &Path, config: &EmbeddedConfig) -> Result<(
     let make = || {
         let disk = PlainDisk::create(draft, plain_options(config))?;
         let key = bytes::Bytes::from_static(system::VERSION_KEY);
-        disk.write(Batch { rows: vec![(key, Some(system::version_value(FIRST_VERSION)))] })?;
+        disk.write(Batch { rows: vec![(key, Some(system::version_value(FIRST_VERSION).into()))] })?;
         disk.close()
     };
     make().map_err(|error| open_error(folder, draft, error))?;

@@ -114,7 +114,7 @@ impl Disk for PageCacheDisk {
         let mut next = BTreeMap::clone(&cache);
         for (key, value) in batch.rows {
             match value {
-                Some(value) => next.insert(key, value),
+                Some(value) => next.insert(key, value.into_bytes()),
                 None => next.remove(&key),
             };
         }

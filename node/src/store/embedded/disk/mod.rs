@@ -13,7 +13,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use chatring_core::kv::{KeyRange, Order};
+use chatring_core::kv::{KeyRange, Order, STAMP_BYTES, Stamp};
 
 #[cfg(test)]
 pub(crate) mod fault;
@@ -27,7 +27,53 @@ pub(crate) use plain::{PlainDisk, PlainOptions};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Batch {
     /// The rows, in no order.
-    pub rows: Vec<(Bytes, Option<Bytes>)>,
+    pub rows: Vec<(Bytes, Option<Value>)>,
+}
+
+/// A row's new value. The stamp is put in where the value is copied to anyway.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Value {
+    bytes: Bytes,
+    /// What goes over the bytes at an offset.
+    stamp: Option<(u32, [u8; STAMP_BYTES])>,
+}
+
+impl Value {
+    /// A value with a stamp over the bytes at the offset, which lie within it.
+    pub(crate) fn stamped(bytes: Bytes, offset: u32, stamp: Stamp) -> Value {
+        Value { bytes, stamp: Some((offset, stamp.to_bytes())) }
+    }
+
+    /// Bytes of it.
+    pub(crate) fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Copies it behind what is there.
+    pub(crate) fn append_to(&self, buffer: &mut Vec<u8>) {
+        let start = buffer.len();
+        buffer.extend_from_slice(&self.bytes);
+        if let Some((offset, stamp)) = &self.stamp {
+            let start = start + *offset as usize;
+            buffer[start..start + STAMP_BYTES].copy_from_slice(stamp);
+        }
+    }
+
+    /// The value by itself.
+    pub(crate) fn into_bytes(self) -> Bytes {
+        if self.stamp.is_none() {
+            return self.bytes;
+        }
+        let mut buffer = Vec::with_capacity(self.len());
+        self.append_to(&mut buffer);
+        buffer.into()
+    }
+}
+
+impl From<Bytes> for Value {
+    fn from(bytes: Bytes) -> Value {
+        Value { bytes, stamp: None }
+    }
 }
 
 /// A durable ordered map with atomic batches.

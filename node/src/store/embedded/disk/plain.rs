@@ -151,7 +151,7 @@ impl Disk for PlainDisk {
             .durability(Some(PersistMode::SyncData));
         for (key, value) in batch.rows {
             match value {
-                Some(value) => write.insert(rows, &*key, &*value),
+                Some(value) => write.insert(rows, &*key, &*value.into_bytes()),
                 None => write.remove(rows, &*key),
             }
         }

@@ -50,11 +50,11 @@ impl Log {
         current.segment.id.seal(record);
         let start = Instant::now();
         current.segment.file.write_at(record, current.at)?;
-        HELD.since(Cause::Write, start);
+        let written = Instant::now();
+        HELD.took(Cause::Write, written - start);
         self.probe.reached(Step::RecordWritten);
-        let start = Instant::now();
         current.segment.file.sync_data()?;
-        HELD.since(Cause::Sync, start);
+        HELD.since(Cause::Sync, written);
         self.probe.reached(Step::RecordSynced);
         current.at += bytes;
         Ok(())

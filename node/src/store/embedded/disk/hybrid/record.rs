@@ -13,10 +13,8 @@
 //! A segment is written again and again. Its salt is drawn anew each time and is part of every
 //! checksum, so an old record is never taken for a new one, nor a message that looks like one.
 
-use bytes::Bytes;
-
 use super::limits::{RECORD_ALIGN_BYTES, RECORD_BYTES_MAX, SEGMENT_HEAD_BYTES};
-use crate::store::embedded::disk::{Batch, DiskError};
+use crate::store::embedded::disk::{Batch, DiskError, Value};
 
 const MAGIC: &[u8; 8] = b"CHATLOG1";
 const HEAD_USED_BYTES: usize = 36;
@@ -101,7 +99,7 @@ pub(crate) fn encode(batch: &Batch, sequence: u64) -> Result<Vec<u8>, DiskError>
     let rows_bytes: usize = batch
         .rows
         .iter()
-        .map(|(key, value)| ROW_HEAD_BYTES + key.len() + value.as_ref().map_or(0, Bytes::len))
+        .map(|(key, value)| ROW_HEAD_BYTES + key.len() + value.as_ref().map_or(0, Value::len))
         .sum();
     let length = (RECORD_HEAD_BYTES + rows_bytes).next_multiple_of(RECORD_ALIGN_BYTES);
     if length as u64 > RECORD_BYTES_MAX {
@@ -120,7 +118,7 @@ pub(crate) fn encode(batch: &Batch, sequence: u64) -> Result<Vec<u8>, DiskError>
         record.extend_from_slice(&value_bytes.to_le_bytes());
         record.extend_from_slice(key);
         if let Some(value) = value {
-            record.extend_from_slice(value);
+            value.append_to(&mut record);
         }
     }
     record.resize(length, 0);

@@ -52,7 +52,9 @@ pub(crate) struct Slot {
     prefix: u64,
     rest_bytes: u16,
     newest: Place,
-    /// Values before the newest that a snapshot may see, oldest first.
+    /// The value before the newest: the state before the newest record is always seen.
+    before: Option<Place>,
+    /// Values before that one which a snapshot may see, oldest first.
     older: Vec<Place>,
 }
 
@@ -62,7 +64,8 @@ impl Slot {
         if self.newest.record <= record {
             return Some(self.newest);
         }
-        self.older.iter().rev().find(|place| place.record <= record).copied()
+        let mut earlier = self.before.iter().chain(self.older.iter().rev());
+        earlier.find(|place| place.record <= record).copied()
     }
 
     /// The place of the last value.
@@ -73,7 +76,7 @@ impl Slot {
     /// Values that are kept.
     #[cfg(test)]
     pub(crate) fn kept(&self) -> usize {
-        1 + self.older.len()
+        1 + usize::from(self.before.is_some()) + self.older.len()
     }
 
     fn compare(&self, rest: &Rest<'_>, records: &[Bytes]) -> Ordering {
@@ -148,20 +151,22 @@ impl Slots {
         let spot = match self.find(&rest, records) {
             Ok(spot) => {
                 let slot = &mut self.leaf_mut(spot.leaf)[spot.row];
-                // What was the newest is always seen: by the snapshot before this record.
-                if let Some(before) = slot.older.last()
-                    && !is_seen(before.record, slot.newest.record)
+                if let Some(before) = slot.before
+                    && is_seen(before.record, slot.newest.record)
                 {
-                    slot.older.pop();
+                    slot.older.push(before);
                 }
-                slot.older.push(slot.newest);
+                slot.before = Some(slot.newest);
                 slot.newest = place;
                 return Upserted::Replaced;
             }
             Err(spot) => spot,
         };
         let (prefix, rest_bytes) = (rest.prefix, rest.bytes.len() as u16);
-        self.insert(spot, Slot { prefix, rest_bytes, newest: place, older: Vec::new() });
+        self.insert(
+            spot,
+            Slot { prefix, rest_bytes, newest: place, before: None, older: Vec::new() },
+        );
         Upserted::Added
     }
 

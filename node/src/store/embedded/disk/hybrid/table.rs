@@ -22,7 +22,7 @@ use super::slots::{Head, Place, Rest, Slot, Slots, Spot, Upserted};
 use crate::store::embedded::disk::DiskError;
 
 /// Bytes of memory of a row beside its record, measured: a slot in a leaf with room to grow.
-const SLOT_BYTES: usize = 72;
+const SLOT_BYTES: usize = 84;
 /// The same of a value that is kept for snapshots.
 const OLDER_BYTES: usize = 8;
 /// The same of a head: entries of both maps.

@@ -42,14 +42,16 @@ fn open(rows: &Path, dir: &CrashDir, options: HybridOptions) -> Result<HybridDis
 }
 
 fn batch(rows: Vec<(String, Option<String>)>) -> Batch {
-    let rows = rows.into_iter().map(|(key, value)| (key.into(), value.map(Bytes::from)));
+    let rows = rows
+        .into_iter()
+        .map(|(key, value)| (key.into(), value.map(|value| Bytes::from(value).into())));
     Batch { rows: rows.collect() }
 }
 
 fn apply(model: &mut Rows, batch: &Batch) {
     for (key, value) in &batch.rows {
         match value {
-            Some(value) => model.insert(key.clone(), value.clone()),
+            Some(value) => model.insert(key.clone(), value.clone().into_bytes()),
             None => model.remove(key),
         };
     }

@@ -35,7 +35,7 @@ impl Random {
         for _ in 0..1 + self.below(12) {
             let value = match self.below(4) {
                 0 => None,
-                _ => Some(Bytes::from(vec![self.below(256) as u8; self.below(60) as usize])),
+                _ => Some(Bytes::from(vec![self.below(256) as u8; self.below(60) as usize]).into()),
             };
             rows.insert(self.key(), value);
         }
@@ -126,7 +126,7 @@ fn a_head_with_many_rows_keeps_their_order() {
             let rows = (0..100_u64).map(|row| {
                 let id = if ascending { number * 100 + row } else { random.below(1 << 40) };
                 let key = [b"\x10aaaaaaaam", &id.to_be_bytes()[..]].concat();
-                (Bytes::from(key), Some(Bytes::from(number.to_string())))
+                (Bytes::from(key), Some(Bytes::from(number.to_string()).into()))
             });
             let batch = Batch { rows: rows.collect::<BTreeMap<_, _>>().into_iter().collect() };
             apply(&mut model, &batch);
