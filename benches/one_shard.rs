@@ -101,6 +101,7 @@ impl OneShard {
             subject: subject.to_owned(),
             issued_at_s: 1,
             expires_at_s: u64::MAX / 4_000,
+            installation: None,
         };
         let installation = InstallationId((u128::from(device) << 64 | 1).to_be_bytes());
         let attach = Attach { identity, candidate: 0, installation, cursor };

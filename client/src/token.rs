@@ -81,13 +81,45 @@ impl TokenKey {
 
     /// A token for a user: `subject` has 1 to 256 bytes, times are Unix seconds.
     pub fn mint(&self, subject: &str, issued_at_s: u64, ttl_s: u64) -> String {
-        let header = json!({ "alg": "EdDSA", "typ": "JWT", "kid": self.id });
-        let claims = json!({
+        self.sign(json!({
             "iss": OWN_ISSUER,
             "sub": subject,
             "iat": issued_at_s,
             "exp": issued_at_s.saturating_add(ttl_s),
-        });
+        }))
+    }
+
+    /// A token like those of [`TokenKey::mint`] that ends with a log-in's session, and is good for
+    /// one installation alone: `session` and `installation` are 16 bytes in hexadecimal digits.
+    pub fn mint_bound(
+        &self,
+        subject: &str,
+        issued_at_s: u64,
+        ttl_s: u64,
+        session: &str,
+        installation: &str,
+    ) -> String {
+        self.sign(json!({
+            "iss": OWN_ISSUER,
+            "sub": subject,
+            "iat": issued_at_s,
+            "exp": issued_at_s.saturating_add(ttl_s),
+            "sid": session,
+            "ins": installation,
+        }))
+    }
+
+    /// 32 bytes that only who has the key can find, the same for the same `purpose` and `input`.
+    pub fn derive(&self, purpose: &str, input: &[u8]) -> [u8; 32] {
+        // Signatures of Ed25519 are a function of key and message (RFC 8032, 5.1.6). The zero byte
+        // keeps this message apart from all tokens.
+        let message = [purpose.as_bytes(), &[0], input].concat();
+        let hash = digest::digest(&digest::SHA256, self.pair.sign(&message).as_ref());
+        hash.as_ref().try_into().expect("SHA-256 gives 32 bytes")
+    }
+
+    fn sign(&self, claims: serde_json::Value) -> String {
+        let header = json!({ "alg": "EdDSA", "typ": "JWT", "kid": self.id });
         let mut token = URL_SAFE_NO_PAD.encode(header.to_string());
         token.push('.');
         URL_SAFE_NO_PAD.encode_string(claims.to_string(), &mut token);
@@ -130,6 +162,8 @@ mod tests {
         assert_eq!(key.public_key(), again.public_key());
         assert_eq!(key.mint("alice", 1_000, 60), again.mint("alice", 1_000, 60));
         assert!(pem.lines().all(|line| line.len() <= PEM_COLUMNS));
+        assert_eq!(key.derive("a", b"bc"), again.derive("a", b"bc"));
+        assert_ne!(key.derive("a", b"bc"), key.derive("ab", b"c"));
     }
 
     #[test]

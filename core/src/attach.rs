@@ -27,6 +27,9 @@ impl Shard {
             return self.refuse_attach(session, failure);
         }
         let identity = &attach.identity;
+        if identity.installation.is_some_and(|bound| bound != attach.installation) {
+            return self.refuse_attach(session, Failure::new(ErrorCode::InvalidToken));
+        }
         let key = &self.ready().key;
         let uid = key.uid(&identity.issuer, &identity.subject, attach.candidate);
         let (burst, now_ms) = (self.config.limits.sends_burst, self.now.mono_ms);

@@ -38,6 +38,8 @@ pub struct Identity {
     pub issued_at_s: u64,
     /// `exp`, Unix seconds.
     pub expires_at_s: u64,
+    /// The only installation that the token is good for; any, if there is none.
+    pub installation: Option<InstallationId>,
 }
 
 /// A `hello` whose token was found good.

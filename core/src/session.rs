@@ -490,9 +490,15 @@ impl Shard {
         if let Err(code) = session.take_request(request) {
             return self.close_with(id, Failure::new(code));
         }
-        let user = self.users.get(&session.uid).and_then(|user| user.rows.as_ref()?.user.as_ref());
+        let rows = self.users.get(&session.uid).and_then(|user| user.rows.as_ref());
+        let user = rows.and_then(|rows| rows.user.as_ref());
+        let of_device = |bound| {
+            let device = rows.and_then(|rows| rows.devices.of(bound));
+            device.is_some_and(|(device, _)| device == session.device)
+        };
         let same = |new: &Identity| {
             user.is_some_and(|row| new.issuer == row.issuer && new.subject == row.subject)
+                && new.installation.is_none_or(of_device)
         };
         let token = match identity {
             Ok(identity) if same(&identity) => TokenTimes::from(&identity),

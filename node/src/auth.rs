@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -15,15 +16,18 @@ use chatring_client::token::{
     KEY_FILE_BYTES_MAX, OWN_ISSUER, TOKEN_KEY_FILE, TokenKey, TokenKeyError,
 };
 use chatring_core::effect::Identity;
-use chatring_wire::ErrorCode;
 use chatring_wire::limits::{NAME_BYTES_MAX, TOKEN_BYTES_MAX};
+use chatring_wire::{ErrorCode, InstallationId};
 use jsonwebtoken::{Algorithm, DecodingKey};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Number, Value};
 use thiserror::Error;
 
+pub use self::revoked::{Family, Revocations};
 use crate::config::{Auth, IssuerKey, KeyAlgorithm};
+
+mod revoked;
 
 /// Shortest secret for `HS256` (RFC 7518, 3.2: at least as long as the hash).
 const SECRET_BYTES_MIN: usize = 32;
@@ -38,6 +42,16 @@ pub trait TokenVerifier: Send + Sync {
 pub struct Verifier {
     leeway_s: u64,
     issuers: HashMap<String, Issuer>,
+    revocations: Arc<Revocations>,
+}
+
+/// A good token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verified {
+    /// Whose it is.
+    pub identity: Identity,
+    /// The log-in that it came from, if it is one of an account's.
+    pub family: Option<Family>,
 }
 
 /// Why a key cannot be used.
@@ -81,10 +95,37 @@ impl Verifier {
                 Issuer { identity: issuer.name.clone(), audience: issuer.audience.clone(), keys };
             issuers.insert(issuer.name.clone(), known);
         }
-        Ok(Verifier { leeway_s: auth.leeway.as_s(), issuers })
+        Ok(Verifier { leeway_s: auth.leeway.as_s(), issuers, revocations: Arc::default() })
     }
 
-    fn identity(&self, issuer: &Issuer, claims: Claims, unix_s: u64) -> Option<Timed> {
+    /// The log-ins whose tokens are refused, to be filled by who ends them.
+    pub fn revocations(&self) -> &Arc<Revocations> {
+        &self.revocations
+    }
+
+    /// Whose token this is at Unix time `unix_s`, and of which log-in; `InvalidToken`,
+    /// `ExpiredToken` or `RevokedToken` if it is none.
+    pub fn verify_whole(&self, token: &str, unix_s: u64) -> Result<Verified, ErrorCode> {
+        let parsed = Parsed::new(token).ok_or(ErrorCode::InvalidToken)?;
+        let issuer = self.issuers.get(&parsed.claims.iss).ok_or(ErrorCode::InvalidToken)?;
+        if !issuer.has_signed(&parsed) {
+            return Err(ErrorCode::InvalidToken);
+        }
+        let verified = match self.verified(issuer, parsed.claims, unix_s) {
+            Some(Timed::Good(verified)) => verified,
+            Some(Timed::Expired) => return Err(ErrorCode::ExpiredToken),
+            None => return Err(ErrorCode::InvalidToken),
+        };
+        let issued_at_s = verified.identity.issued_at_s;
+        match verified.family {
+            Some(family) if self.revocations.holds(family, issued_at_s) => {
+                Err(ErrorCode::RevokedToken)
+            }
+            _ => Ok(verified),
+        }
+    }
+
+    fn verified(&self, issuer: &Issuer, claims: Claims, unix_s: u64) -> Option<Timed> {
         let (expires_at_s, issued_at_s) = (seconds(&claims.exp)?, seconds(&claims.iat)?);
         let not_before_s = match &claims.nbf {
             Some(nbf) => seconds(nbf)?,
@@ -102,23 +143,24 @@ impl Verifier {
         if expires_at_s.saturating_add(self.leeway_s) <= unix_s {
             return Some(Timed::Expired);
         }
+        // What others write there is their own matter.
+        let own = issuer.identity.is_empty();
+        let hex16 = |claim: Option<&Value>| match claim.filter(|_| own) {
+            Some(claim) => Some(Some(from_hex(claim.as_str()?)?)),
+            None => Some(None),
+        };
+        let family = hex16(claims.sid.as_ref())?.map(Family);
+        let installation = hex16(claims.ins.as_ref())?.map(InstallationId);
         let issuer = issuer.identity.clone();
-        Some(Timed::Good(Identity { issuer, subject: claims.sub, issued_at_s, expires_at_s }))
+        let subject = claims.sub;
+        let identity = Identity { issuer, subject, issued_at_s, expires_at_s, installation };
+        Some(Timed::Good(Verified { identity, family }))
     }
 }
 
 impl TokenVerifier for Verifier {
     fn verify(&self, token: &str, unix_s: u64) -> Result<Identity, ErrorCode> {
-        let parsed = Parsed::new(token).ok_or(ErrorCode::InvalidToken)?;
-        let issuer = self.issuers.get(&parsed.claims.iss).ok_or(ErrorCode::InvalidToken)?;
-        if !issuer.has_signed(&parsed) {
-            return Err(ErrorCode::InvalidToken);
-        }
-        match self.identity(issuer, parsed.claims, unix_s) {
-            Some(Timed::Good(identity)) => Ok(identity),
-            Some(Timed::Expired) => Err(ErrorCode::ExpiredToken),
-            None => Err(ErrorCode::InvalidToken),
-        }
+        Ok(self.verify_whole(token, unix_s)?.identity)
     }
 }
 
@@ -177,7 +219,7 @@ struct Key {
 }
 
 enum Timed {
-    Good(Identity),
+    Good(Verified),
     Expired,
 }
 
@@ -240,6 +282,10 @@ struct Claims {
     iat: Number,
     nbf: Option<Number>,
     aud: Option<Value>,
+    /// The log-in that the token came from.
+    sid: Option<Value>,
+    /// The installation that it is bound to.
+    ins: Option<Value>,
 }
 
 impl<'a> Parsed<'a> {
@@ -259,6 +305,18 @@ impl<'a> Parsed<'a> {
 
 fn part<T: for<'de> Deserialize<'de>>(base64: &str) -> Option<T> {
     serde_json::from_slice(&URL_SAFE_NO_PAD.decode(base64).ok()?).ok()
+}
+
+fn from_hex(text: &str) -> Option<[u8; 16]> {
+    let digit = |byte: u8| char::from(byte).to_digit(16);
+    let mut bytes = [0; 16];
+    if text.len() != 2 * bytes.len() {
+        return None;
+    }
+    for (byte, pair) in bytes.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
+        *byte = (digit(pair[0])? << 4 | digit(pair[1])?) as u8;
+    }
+    Some(bytes)
 }
 
 /// A time in whole seconds, rounded down; the format allows fractions.

@@ -22,6 +22,7 @@ struct Node {
     /// What the store was not given yet.
     held: Vec<(Ticket, Request)>,
     said: Vec<(u64, ServerFrame)>,
+    closed: Vec<SessionId>,
 }
 
 impl Node {
@@ -40,7 +41,8 @@ impl Node {
             breaks: Breaks::NONE,
         };
         let shard = Shard::new(now, config);
-        let mut node = Node { shard, store, now, held: Vec::new(), said: Vec::new() };
+        let mut node =
+            Node { shard, store, now, held: Vec::new(), said: Vec::new(), closed: Vec::new() };
         node.step(Input::Tick);
         node.settle();
         for (session, subject) in [(ALICE, "alice"), (BOB, "bob")] {
@@ -49,6 +51,7 @@ impl Node {
                 subject: subject.to_owned(),
                 issued_at_s: 1,
                 expires_at_s: 1 << 40,
+                installation: None,
             };
             let installation = InstallationId([session.0 as u8; 16]);
             let attach = Attach { identity, candidate: 0, installation, cursor: Bytes::new() };
@@ -73,6 +76,7 @@ impl Node {
                     self.said.push((self.now.mono_ms, frame));
                 }
                 Effect::Store { ticket, request } => self.held.push((ticket, request)),
+                Effect::Close { session, .. } => self.closed.push(session),
                 _ => {}
             }
         }
@@ -141,4 +145,38 @@ fn each_send_that_stays_open_is_told_so_after_its_own_time() {
     node.pass_until(60_000);
     let after = |at: u64, request| (at + SEND_OPEN_MS_MAX, RequestId(request));
     assert_eq!(node.unknown(), [after(5_000, 3), after(6_000, 4), after(30_000, 5)]);
+}
+
+#[test]
+fn a_token_bound_to_an_installation_is_good_for_no_other() {
+    let (mut node, _) = Node::new();
+    let bound = |installation: u8| Identity {
+        issuer: String::new(),
+        subject: "alice".to_owned(),
+        issued_at_s: 2,
+        expires_at_s: 1 << 40,
+        installation: Some(InstallationId([installation; 16])),
+    };
+    for (session, bound_to, installation) in [(7, 7, 8), (8, 9, 9)] {
+        let identity = bound(bound_to);
+        let installation = InstallationId([installation; 16]);
+        let attach = Attach { identity, candidate: 0, installation, cursor: Bytes::new() };
+        node.step(Input::Attach { session: SessionId(session), attach });
+        node.settle();
+    }
+    assert_eq!(node.closed, [SessionId(7)]);
+
+    // Alice's own installation has her session's number in each byte.
+    for (request, bound_to) in [(2, ALICE.0 as u8), (3, 9), (4, 99)] {
+        let request = RequestId(request);
+        let identity = Ok(bound(bound_to));
+        node.step(Input::Refreshed { session: ALICE, request, identity });
+    }
+    let answers = node.said.iter().filter_map(|(_, frame)| match frame {
+        ServerFrame::Done { request } => Some((request.0, None)),
+        ServerFrame::Refused { request, error } => Some((request.0, Some(error.code))),
+        _ => None,
+    });
+    let refused = Some(Ok(chatring_wire::ErrorCode::InvalidToken));
+    assert_eq!(answers.collect::<Vec<_>>(), [(2, None), (3, refused), (4, refused)]);
 }

@@ -156,6 +156,7 @@ impl TokenVerifier for OneToken {
                 subject: "alice".to_owned(),
                 issued_at_s: 1,
                 expires_at_s: u64::MAX,
+                installation: None,
             }),
             "old" => Err(ErrorCode::ExpiredToken),
             _ => Err(ErrorCode::InvalidToken),

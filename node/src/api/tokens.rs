@@ -93,6 +93,7 @@ mod tests {
                     subject: subject.to_owned(),
                     issued_at_s: 0,
                     expires_at_s: 100,
+                    installation: None,
                 }),
             }
         }

@@ -260,3 +260,27 @@ fn unfit_key_files_are_refused() {
         assert!(error.contains(text) && error.lines().count() == 1, "{error}");
     }
 }
+
+#[test]
+fn a_token_of_a_log_in_is_bound_to_it() {
+    let world = world();
+    let (session, installation) = ("0b".repeat(16), "c0".repeat(16));
+    let token = world.own.mint_bound("alice", NOW_S, 60, &session, &installation);
+    let verified = world.verifier.verify_whole(&token, NOW_S).expect("a good token");
+    assert_eq!(verified.family, Some(Family([0x0b; 16])));
+    assert_eq!(verified.identity.installation, Some(InstallationId([0xc0; 16])));
+    assert_eq!(world.verifier.verify(&token, NOW_S), Ok(verified.identity));
+
+    for (session, installation) in [("", &*installation), (&*session, "c0"), (&*session, "zz")] {
+        refused(&world, &world.own.mint_bound("alice", NOW_S, 60, session, installation));
+    }
+    world.verifier.revocations().revoke(Family([0x0b; 16]), NOW_S + 60, NOW_S);
+    assert_eq!(world.verifier.verify(&token, NOW_S), Err(ErrorCode::RevokedToken));
+    let other = world.own.mint_bound("alice", NOW_S, 60, &"0c".repeat(16), &installation);
+    assert!(world.verifier.verify(&other, NOW_S).is_ok());
+
+    // Other issuers may have claims of these names with another meaning.
+    let foreign = with("HS256", "sid", json!("anything"));
+    let verified = world.verifier.verify_whole(&hs256(&foreign), NOW_S).expect("a good token");
+    assert_eq!((verified.family, verified.identity.installation), (None, None));
+}

@@ -40,6 +40,7 @@ impl TokenVerifier for Trusting {
                 subject: subject.to_owned(),
                 issued_at_s: unix_s,
                 expires_at_s: unix_s + 3_600,
+                installation: None,
             }),
         }
     }

@@ -125,6 +125,7 @@ impl Node {
             subject: hello.token,
             issued_at_s: 1,
             expires_at_s: u64::MAX / 4_000,
+            installation: None,
         };
         let attach = Attach {
             identity,
