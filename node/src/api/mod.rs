@@ -5,6 +5,7 @@
 //!                                       each refuses what is wrong as a problem (RFC 9457)
 //! ```
 
+pub mod accounts;
 mod bodies;
 #[allow(dead_code, reason = "the next endpoints use it")]
 mod describe;

@@ -126,7 +126,9 @@ impl Config {
     /// Checks what the types cannot say.
     fn check(&self) -> Result<(), ConfigError> {
         let l = &self.limits;
+        let a = &self.accounts;
         let (body, high) = (BODY_BYTES_MAX as u64, l.unsent_bytes_high as u64);
+        let lanes = u64::from(a.password_lanes.min(64));
         let ranges = [
             ("server.shards", self.server.shards.into(), 0, SHARDS_MAX.into()),
             ("server.gather (us)", self.server.gather.as_us(), 0, 1_000),
@@ -165,6 +167,20 @@ impl Config {
             ("store.memtable_bytes", self.store.memtable_bytes, MIB, 1 << 36),
             ("store.reserve_bytes", self.store.reserve_bytes, 0, 1 << 50),
             ("auth.leeway (ms)", self.auth.leeway.as_ms(), 0, 300_000),
+            ("accounts.database_connections_max", a.database_connections_max.into(), 2, 1_000),
+            ("accounts.access_ttl (s)", a.access_ttl.as_s(), 10, 86_400),
+            ("accounts.refresh_ttl (s)", a.refresh_ttl.as_s(), 60, 10 * 365 * 86_400),
+            ("accounts.password_memory_kib", a.password_memory_kib.into(), lanes * 8, 4 << 20),
+            ("accounts.password_passes", a.password_passes.into(), 1, 1_000),
+            ("accounts.password_lanes", a.password_lanes.into(), 1, 64),
+            ("accounts.password_threads", a.password_threads as u64, 0, 256),
+            ("accounts.password_queue_max", a.password_queue_max as u64, 1, 65_536),
+            ("accounts.sign_ups_per_ip_hour", a.sign_ups_per_ip_hour.into(), 1, COUNT_MAX),
+            ("accounts.sign_ups_per_ip_burst", a.sign_ups_per_ip_burst.into(), 1, COUNT_MAX),
+            ("accounts.log_ins_per_ip_hour", a.log_ins_per_ip_hour.into(), 1, COUNT_MAX),
+            ("accounts.log_ins_per_ip_burst", a.log_ins_per_ip_burst.into(), 1, COUNT_MAX),
+            ("accounts.log_ins_per_handle_hour", a.log_ins_per_handle_hour.into(), 1, COUNT_MAX),
+            ("accounts.log_ins_per_handle_burst", a.log_ins_per_handle_burst.into(), 1, COUNT_MAX),
         ];
         for (key, value, min, max) in ranges {
             if value < min || value > max {
@@ -172,6 +188,7 @@ impl Config {
             }
         }
         self.check_origins()?;
+        self.check_database()?;
         self.check_issuers()
     }
 
@@ -194,6 +211,16 @@ impl Config {
             }
         }
         Ok(())
+    }
+
+    fn check_database(&self) -> Result<(), ConfigError> {
+        let url = &self.accounts.database;
+        let known = ["postgres://", "postgresql://"];
+        if url.is_empty() || known.iter().any(|scheme| url.starts_with(scheme)) {
+            return Ok(());
+        }
+        // It may hold a password, so it is not repeated.
+        Err(ConfigError::Invalid("accounts.database is no URL of PostgreSQL".to_owned()))
     }
 
     fn check_issuers(&self) -> Result<(), ConfigError> {

@@ -7,5 +7,6 @@ mod sections;
 pub use self::load::{ConfigError, Overrides};
 pub use self::period::{Period, PeriodError};
 pub use self::sections::{
-    Auth, Config, Issuer, IssuerKey, KeyAlgorithm, Limits, Log, LogFormat, LogLevel, Server, Store,
+    Accounts, Auth, Config, Issuer, IssuerKey, KeyAlgorithm, Limits, Log, LogFormat, LogLevel,
+    Server, SignUps, Store,
 };

@@ -30,6 +30,8 @@ pub struct Config {
     pub store: Store,
     /// Whose tokens are good.
     pub auth: Auth,
+    /// The deployment's own users.
+    pub accounts: Accounts,
     /// What is logged, and how.
     pub log: Log,
 }
@@ -299,6 +301,82 @@ pub enum KeyAlgorithm {
     ES256,
     /// Ed25519.
     EdDSA,
+}
+
+/// The deployment's own users.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Accounts {
+    /// URL of a PostgreSQL database; empty for SQLite in the data folder.
+    pub database: String,
+    /// Connections to the database.
+    pub database_connections_max: u32,
+    /// Who may sign up.
+    pub sign_up: SignUps,
+    /// Handles that nobody may take, besides the built-in ones.
+    pub reserved_handles: Vec<String>,
+    /// Life of an access token.
+    pub access_ttl: Period,
+    /// Life of a refresh token that is not used.
+    pub refresh_ttl: Period,
+    /// Memory that hashing a password takes.
+    pub password_memory_kib: u32,
+    /// Passes over it.
+    pub password_passes: u32,
+    /// Argon2's degree of parallelism; the lanes are computed one after the other.
+    pub password_lanes: u32,
+    /// Threads that hash passwords; 0 means half as many as there are cores.
+    pub password_threads: usize,
+    /// Passwords that may wait for a thread.
+    pub password_queue_max: usize,
+    /// Sign-ups of an address (IPv6: of one /64) an hour, on average.
+    pub sign_ups_per_ip_hour: u32,
+    /// Sign-ups of an address at once.
+    pub sign_ups_per_ip_burst: u32,
+    /// Log-ins of an address an hour, on average.
+    pub log_ins_per_ip_hour: u32,
+    /// Log-ins of an address at once.
+    pub log_ins_per_ip_burst: u32,
+    /// Wrong passwords for a handle an hour, on average.
+    pub log_ins_per_handle_hour: u32,
+    /// Wrong passwords for a handle at once.
+    pub log_ins_per_handle_burst: u32,
+}
+
+impl Default for Accounts {
+    /// Argon2id's parameters are those that OWASP names first (19 MiB, 2 passes, 1 lane).
+    fn default() -> Accounts {
+        Accounts {
+            database: String::new(),
+            database_connections_max: 8,
+            sign_up: SignUps::Open,
+            reserved_handles: Vec::new(),
+            access_ttl: Period::from_s(10 * 60),
+            refresh_ttl: Period::from_s(30 * 86_400),
+            password_memory_kib: 19_456,
+            password_passes: 2,
+            password_lanes: 1,
+            password_threads: 0,
+            password_queue_max: 64,
+            sign_ups_per_ip_hour: 600,
+            sign_ups_per_ip_burst: 100,
+            log_ins_per_ip_hour: 6_000,
+            log_ins_per_ip_burst: 300,
+            log_ins_per_handle_hour: 120,
+            log_ins_per_handle_burst: 10,
+        }
+    }
+}
+
+/// Who may sign up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SignUps {
+    /// Whoever comes.
+    #[default]
+    Open,
+    /// Nobody.
+    Closed,
 }
 
 /// What is logged, and how.
