@@ -8,10 +8,9 @@
 #                                             files, bytes a message or latencies grow
 #
 # The server has core 0 and one shard, the generator core 1; 1,000 users, texts of 20 bytes.
-# TMPDIR names the file system. RESULT names a folder in which the samples and the node's log of `day`
-# stay.
+# RESULT names a folder in which the samples and the node's log of `day` stay; TMPDIR and PROFILE:
+# measure.sh.
 set -euo pipefail
-cd "$(dirname "$0")/.."
 mode=age
 if [[ ${1:-} == day ]]; then
     mode=day
@@ -20,54 +19,32 @@ if [[ ${1:-} == day ]]; then
 fi
 messages=${1:-5000000} seconds=${2:-600}
 round_seconds=20
-cargo build --release -p chatring-node -p chatring-loadgen
-target=${CARGO_TARGET_DIR:-target}
-server=$(realpath "$target/release/chatring") loadgen=$(realpath "$target/release/chatring-loadgen")
-[[ -z ${RESULT:-} ]] || { mkdir -p "$RESULT" && RESULT=$(realpath "$RESULT"); }
-folder=$(mktemp -d)
-cd "$folder"
-pid='' total=0 rate=0
-trap '[[ -z $pid ]] || kill -9 "$pid" 2>/dev/null; rm -rf "$folder"' EXIT
+source "$(dirname "$0")/measure.sh"
+before=(taskset -c 0)
+total=0 rate=0
 
 # Starts the server and prints how long it took to be ready, and its memory then.
-serve() {
-    local begin=$EPOCHREALTIME
-    rm -f ready.json
-    taskset -c 0 "$server" serve --config node.toml --data data --listen 127.0.0.1:0 \
-        --http 127.0.0.1:0 --shards 1 --ready-file ready.json >>log 2>&1 &
-    pid=$!
-    for _ in $(seq 60000); do
-        [[ ! -f ready.json ]] || break
-        sleep 0.01
-    done
-    [[ -f ready.json ]] || { echo "the server does not become ready"; return 1; }
-    echo "ready after $(((${EPOCHREALTIME/./} - ${begin/./}) / 1000)) ms," \
+begin() {
+    local start=$EPOCHREALTIME
+    serve --config node.toml --data data --shards 1
+    echo "ready after $(((${EPOCHREALTIME/./} - ${start/./}) / 1000)) ms," \
         "memory $(memory VmRSS) MiB, at most $(memory VmHWM) MiB until then"
 }
 memory() { awk -v key="$1:" '$1 == key { print int($2 / 1024) }' "/proc/$pid/status"; }
-# CPU time of the server so far, in ticks of 10 ms.
-ticks() { awk '{ sub(/.*\) /, ""); print $12 + $13 }' "/proc/$pid/stat"; }
-# figure KEY [IN]: a number of the last round's result, of the object IN or of the whole.
-figure() {
-    python3 -c 'import json, sys
-value = json.load(open("round.json"))
-for key in sys.argv[1:]: value = value[key]
-print(round(value))' "$@"
-}
 
 # round NAME WORDS...: one load of the generator, and a line of the table.
 round() {
-    local name=$1 before
-    before=$(ticks)
+    local name=$1 ticked
+    ticked=$(ticks)
     taskset -c 1 "$loadgen" direct --node ready.json --users 1000 --body 20 --warmup 1s \
-        --duration "${round_seconds}s" --json round.json "${@:2}" >round.log 2>&1 ||
-        { cat round.log; return 1; }
+        --duration "${round_seconds}s" --json load.json "${@:2}" >load.log 2>&1 ||
+        { cat load.log; return 1; }
     local acked
     acked=$(figure acked)
     total=$((total + acked)) rate=$(figure acked_per_s)
     printf '%-8s %9d %8d %8d %8d %9d %7.1f %7d %5d %8d\n' "$name" "$total" "$rate" \
         "$(figure ack p50)" "$(figure ack p99)" "$(figure ack max)" \
-        "$(awk "BEGIN { print ($(ticks) - $before) * 10000 / $acked }")" "$(memory VmRSS)" \
+        "$(awk "BEGIN { print ($(ticks) - $ticked) * 10000 / $acked }")" "$(memory VmRSS)" \
         "$(find "/proc/$pid/fd" -mindepth 1 | wc -l)" "$(du -sm data | cut -f1)"
 }
 # metric NAME: a figure of the node.
@@ -80,12 +57,11 @@ print(next(line.split()[1] for line in text.splitlines() if line.split()[0] == s
 held_up() { grep -c '"held up"' log || true; }
 # What happens from time to time happens more often than else, some of it as often as in a day.
 day() {
-    serve
+    begin
     header
     round fresh --window 1
     local offered=$((rate * 3 / 10))
-    kill -TERM "$pid"
-    wait "$pid" && pid=''
+    stop
     rm -rf data
     total=0
     cat >node.toml <<'TOML'
@@ -98,13 +74,13 @@ cache_bytes = 8388608
 [log]
 format = "json"
 TOML
-    serve
-    local begin=$SECONDS at groups sum ticked held
+    begin
+    local start=$SECONDS at groups sum ticked held
     local columns=rss_mib,files,threads,log_mib,rows_bytes_a_message,ack_p50_us,ack_p99_us
     columns+=,write_mean_us,cpu_us
     echo "time_s,$columns,held_up_lines" >day.csv
     round_seconds=15
-    while (((at = SECONDS - begin) < minutes * 60)); do
+    while (((at = SECONDS - start) < minutes * 60)); do
         groups=$(metric chatring_store_write_seconds_count)
         sum=$(metric chatring_store_write_seconds_sum)
         ticked=$(ticks) held=$(held_up)
@@ -140,11 +116,10 @@ touch node.toml
 if [[ $mode == day ]]; then
     status=0
     day
-    kill -TERM "$pid"
-    wait "$pid" && pid=''
+    stop
     exit "$status"
 fi
-serve
+begin
 header
 round closed --window 1
 fresh=$rate
@@ -155,12 +130,11 @@ round half --rate "$((fresh / 2))"
 echo "kill -9 with $total messages stored"
 kill -9 "$pid"
 wait "$pid" 2>/dev/null || true
-serve
+begin
 
 header
 round_seconds=60
 for ((left = seconds; left > 0; left -= round_seconds)); do
     round "30 %" --rate "$((fresh * 3 / 10))"
 done
-kill -TERM "$pid"
-wait "$pid" && pid=''
+stop

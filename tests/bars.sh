@@ -4,33 +4,14 @@
 #
 #     tests/bars.sh            about two minutes once built; strace and root for the last three
 set -euo pipefail
-cd "$(dirname "$0")/.."
-cargo build --release -p chatring-node -p chatring-loadgen
-target=${CARGO_TARGET_DIR:-target}
-server=$(realpath "$target/release/chatring") loadgen=$(realpath "$target/release/chatring-loadgen")
-folder=$(mktemp -d)
-cd "$folder"
-pid='' failed=0
-trap '[[ -z $pid ]] || kill -9 "$pid" 2>/dev/null; umount -l small 2>/dev/null; rm -rf "$folder"' EXIT
+source "$(dirname "$0")/measure.sh"
+failed=0
+at_end() { umount -l small 2>/dev/null; }
 
-# serve DATA [WORDS BEFORE THE SERVER...]: starts it and waits for its ready file.
-serve() {
-    local data=$1
-    shift
-    rm -f ready.json
-    "$@" "$server" serve --data "$data" --listen 127.0.0.1:0 --http 127.0.0.1:0 --shards 2 \
-        --ready-file ready.json 2>>log &
-    pid=$!
-    for _ in $(seq 300); do
-        [[ ! -f ready.json ]] || return 0
-        sleep 0.1
-    done
-    echo "the server does not become ready"
-    return 1
-}
-stop() {
-    kill -TERM "$(sed -n 's/.*"pid": \([0-9]*\).*/\1/p' ready.json)"
-    wait "$pid" && pid=''
+# begin DATA [WORDS BEFORE THE SERVER...]: a server with two shards.
+begin() {
+    before=("${@:2}")
+    serve --data "$1" --shards 2
 }
 direct() { "$loadgen" direct --node ready.json --ledger "$1" "${@:2}"; }
 verify() { "$loadgen" verify --node ready.json --ledger "$@"; }
@@ -46,23 +27,23 @@ expect() {
 }
 
 echo "== 500 users at 5,000/s, verified there and on an empty server"
-serve steady
+begin steady
 expect yes direct steady.jsonl --users 500 --rate 5000 --duration 20s
 expect yes verify steady.jsonl
 stop
-serve empty
+begin empty
 expect no verify steady.jsonl
 stop
 
 echo "== six times kill -9 under 4,000/s"
-serve kills
+begin kills
 direct kills.jsonl --users 500 --rate 4000 --duration 36s &
 load=$!
 for _ in 1 2 3 4 5 6; do
     sleep 5
     kill -9 "$pid"
     wait "$pid" 2>/dev/null || true
-    serve kills
+    begin kills
 done
 expect yes wait "$load"
 expect yes verify kills.jsonl
@@ -72,16 +53,16 @@ if ! strace -qq -o /dev/null true 2>/dev/null; then
     echo "SKIPPED: late and failing syncs: strace cannot trace here"
 else
     echo "== every sync 50 ms late: the median ack takes at least as long"
-    serve syncs strace -f -qq -o /dev/null -e trace=fdatasync,fsync \
+    begin syncs strace -f -qq -o /dev/null -e trace=fdatasync,fsync \
         -e inject=fdatasync,fsync:delay_exit=50000
     expect yes direct late.jsonl --users 100 --rate 500 --duration 8s
     stop
     echo "== syncs fail from the 200th on: the server ends, and what was acked is there"
-    serve syncs strace -f -qq -o /dev/null -e trace=fdatasync \
+    begin syncs strace -f -qq -o /dev/null -e trace=fdatasync \
         -e inject=fdatasync:error=EIO:when=200+
     expect no direct failing.jsonl --users 100 --rate 500 --duration 8s --patience 5s
     expect no wait "$pid"
-    serve syncs
+    begin syncs
     expect yes verify late.jsonl failing.jsonl
     stop
 fi
@@ -91,7 +72,7 @@ then
     echo "SKIPPED: full disk: no file system of its own can be mounted here"
 else
     echo "== the disk is full for five seconds"
-    serve small/data
+    begin small/data
     direct full.jsonl --users 100 --rate 1000 --duration 24s --patience 40s &
     load=$!
     sleep 6
