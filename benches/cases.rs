@@ -306,7 +306,9 @@ fn stored(messages: u64) -> Work {
         false => tempfile::tempdir(),
     };
     let folder = folder.expect("a folder");
-    let store = EmbeddedStore::open(folder.path(), EmbeddedConfig::default()).expect("a store");
+    // Sleeping between two commits would be counted as well.
+    let config = EmbeddedConfig { commit_gap_us: 0, ..EmbeddedConfig::default() };
+    let store = EmbeddedStore::open(folder.path(), config).expect("a store");
     let mut writer = Writer::new(&store);
     Box::new(move |items| {
         let _open = (&store, &folder);
