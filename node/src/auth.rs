@@ -36,6 +36,16 @@ const SECRET_BYTES_MIN: usize = 32;
 pub trait TokenVerifier: Send + Sync {
     /// Whose token this is at Unix time `unix_s`; `InvalidToken` or `ExpiredToken` if it is none.
     fn verify(&self, token: &str, unix_s: u64) -> Result<Identity, ErrorCode>;
+
+    /// The same with the log-in that the token came from.
+    fn verify_whole(&self, token: &str, unix_s: u64) -> Result<Verified, ErrorCode> {
+        Ok(Verified { identity: self.verify(token, unix_s)?, family: None })
+    }
+
+    /// Whether a log-in has ended meanwhile: to be asked of every token that was verified before.
+    fn has_ended(&self, _family: Family, _issued_at_s: u64) -> bool {
+        false
+    }
 }
 
 /// The deployment's own key and the configured issuers' keys.
@@ -103,28 +113,6 @@ impl Verifier {
         &self.revocations
     }
 
-    /// Whose token this is at Unix time `unix_s`, and of which log-in; `InvalidToken`,
-    /// `ExpiredToken` or `RevokedToken` if it is none.
-    pub fn verify_whole(&self, token: &str, unix_s: u64) -> Result<Verified, ErrorCode> {
-        let parsed = Parsed::new(token).ok_or(ErrorCode::InvalidToken)?;
-        let issuer = self.issuers.get(&parsed.claims.iss).ok_or(ErrorCode::InvalidToken)?;
-        if !issuer.has_signed(&parsed) {
-            return Err(ErrorCode::InvalidToken);
-        }
-        let verified = match self.verified(issuer, parsed.claims, unix_s) {
-            Some(Timed::Good(verified)) => verified,
-            Some(Timed::Expired) => return Err(ErrorCode::ExpiredToken),
-            None => return Err(ErrorCode::InvalidToken),
-        };
-        let issued_at_s = verified.identity.issued_at_s;
-        match verified.family {
-            Some(family) if self.revocations.holds(family, issued_at_s) => {
-                Err(ErrorCode::RevokedToken)
-            }
-            _ => Ok(verified),
-        }
-    }
-
     fn verified(&self, issuer: &Issuer, claims: Claims, unix_s: u64) -> Option<Timed> {
         let (expires_at_s, issued_at_s) = (seconds(&claims.exp)?, seconds(&claims.iat)?);
         let not_before_s = match &claims.nbf {
@@ -161,6 +149,29 @@ impl Verifier {
 impl TokenVerifier for Verifier {
     fn verify(&self, token: &str, unix_s: u64) -> Result<Identity, ErrorCode> {
         Ok(self.verify_whole(token, unix_s)?.identity)
+    }
+
+    /// `RevokedToken` if the log-in has ended.
+    fn verify_whole(&self, token: &str, unix_s: u64) -> Result<Verified, ErrorCode> {
+        let parsed = Parsed::new(token).ok_or(ErrorCode::InvalidToken)?;
+        let issuer = self.issuers.get(&parsed.claims.iss).ok_or(ErrorCode::InvalidToken)?;
+        if !issuer.has_signed(&parsed) {
+            return Err(ErrorCode::InvalidToken);
+        }
+        let verified = match self.verified(issuer, parsed.claims, unix_s) {
+            Some(Timed::Good(verified)) => verified,
+            Some(Timed::Expired) => return Err(ErrorCode::ExpiredToken),
+            None => return Err(ErrorCode::InvalidToken),
+        };
+        let issued_at_s = verified.identity.issued_at_s;
+        match verified.family {
+            Some(family) if self.has_ended(family, issued_at_s) => Err(ErrorCode::RevokedToken),
+            _ => Ok(verified),
+        }
+    }
+
+    fn has_ended(&self, family: Family, issued_at_s: u64) -> bool {
+        self.revocations.holds(family, issued_at_s)
     }
 }
 

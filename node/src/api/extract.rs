@@ -42,7 +42,7 @@ impl FromRequestParts<Shared> for Caller {
         });
         let token = token.ok_or_else(|| no_token("Authorization must be: Bearer TOKEN"))?;
         let tokens = state.tokens().ok_or(ErrorCode::Unavailable)?;
-        Ok(Caller(tokens.verify(token, unix_s())?))
+        Ok(Caller(tokens.verify(token, unix_s())?.identity))
     }
 }
 

@@ -8,7 +8,7 @@ use chatring_wire::ErrorCode;
 use ring::digest::{SHA256, digest};
 
 use super::limits::TOKENS_KEPT_MAX;
-use crate::auth::TokenVerifier;
+use crate::auth::{Family, TokenVerifier};
 
 /// Verifies tokens. A signature costs more than everything else that a short request does, and a
 /// client sends the same token with each of its requests.
@@ -21,8 +21,17 @@ pub(super) struct Tokens {
 /// when they are used.
 #[derive(Default)]
 struct Kept {
-    young: HashMap<Digest, Arc<Identity>>,
-    old: HashMap<Digest, Arc<Identity>>,
+    young: HashMap<Digest, Owner>,
+    old: HashMap<Digest, Owner>,
+}
+
+/// Whose a token is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Owner {
+    /// The user.
+    pub identity: Arc<Identity>,
+    /// The log-in that the token came from, if it is one of an account's.
+    pub family: Option<Family>,
 }
 
 /// SHA-256 of a token. Nothing here can be taken for a token if memory is ever read by others.
@@ -36,17 +45,24 @@ impl Tokens {
     /// Whose token this is at Unix time `unix_s`.
     ///
     /// # Errors
-    /// `InvalidToken`, `ExpiredToken` and whatever else the verifier says.
-    pub(super) fn verify(&self, token: &str, unix_s: u64) -> Result<Arc<Identity>, ErrorCode> {
+    /// `InvalidToken`, `ExpiredToken`, `RevokedToken` and whatever else the verifier says.
+    pub(super) fn verify(&self, token: &str, unix_s: u64) -> Result<Owner, ErrorCode> {
         let key: Digest = digest(&SHA256, token.as_bytes()).as_ref().try_into().expect("32 bytes");
         let kept = self.lock().get(&key);
         // At the end of its time the verifier decides, which knows the leeway.
-        if let Some(identity) = kept.filter(|identity| identity.expires_at_s > unix_s) {
-            return Ok(identity);
+        if let Some(owner) = kept.filter(|owner| owner.identity.expires_at_s > unix_s) {
+            let issued_at_s = owner.identity.issued_at_s;
+            return match owner.family {
+                Some(family) if self.verifier.has_ended(family, issued_at_s) => {
+                    Err(ErrorCode::RevokedToken)
+                }
+                _ => Ok(owner),
+            };
         }
-        let identity = Arc::new(self.verifier.verify(token, unix_s)?);
-        self.lock().put(key, Arc::clone(&identity));
-        Ok(identity)
+        let verified = self.verifier.verify_whole(token, unix_s)?;
+        let owner = Owner { identity: Arc::new(verified.identity), family: verified.family };
+        self.lock().put(key, owner.clone());
+        Ok(owner)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Kept> {
@@ -55,20 +71,20 @@ impl Tokens {
 }
 
 impl Kept {
-    fn get(&mut self, key: &Digest) -> Option<Arc<Identity>> {
-        if let Some(identity) = self.young.get(key) {
-            return Some(Arc::clone(identity));
+    fn get(&mut self, key: &Digest) -> Option<Owner> {
+        if let Some(owner) = self.young.get(key) {
+            return Some(owner.clone());
         }
-        let identity = self.old.remove(key)?;
-        self.put(*key, Arc::clone(&identity));
-        Some(identity)
+        let owner = self.old.remove(key)?;
+        self.put(*key, owner.clone());
+        Some(owner)
     }
 
-    fn put(&mut self, key: Digest, identity: Arc<Identity>) {
+    fn put(&mut self, key: Digest, owner: Owner) {
         if self.young.len() >= TOKENS_KEPT_MAX {
             self.old = std::mem::take(&mut self.young);
         }
-        self.young.insert(key, identity);
+        self.young.insert(key, owner);
     }
 }
 
@@ -77,6 +93,8 @@ mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
 
     use super::*;
+    use crate::auth::Verifier;
+    use crate::config::Auth;
 
     /// Takes every token until Unix time 100, and counts.
     #[derive(Default)]
@@ -104,7 +122,7 @@ mod tests {
         let verifier = Arc::new(Counting::default());
         let tokens = Tokens::new(Arc::clone(&verifier) as Arc<dyn TokenVerifier>);
         for at in [1, 50, 99] {
-            assert_eq!(tokens.verify("alice", at).expect("good").subject, "alice");
+            assert_eq!(tokens.verify("alice", at).expect("good").identity.subject, "alice");
         }
         assert_eq!(verifier.0.load(Ordering::Relaxed), 1);
         assert_eq!(tokens.verify("alice", 100), Err(ErrorCode::ExpiredToken));
@@ -128,5 +146,19 @@ mod tests {
         assert_eq!(asked, 3 * TOKENS_KEPT_MAX as u64 + 1);
         let kept = tokens.lock();
         assert!(kept.young.len() <= TOKENS_KEPT_MAX && kept.old.len() <= TOKENS_KEPT_MAX);
+    }
+
+    #[test]
+    fn a_kept_token_ends_with_its_log_in() {
+        let (key, _) = chatring_client::token::TokenKey::generate().expect("random bytes");
+        let verifier = Verifier::new(&Auth::default(), Some(&key)).expect("no other keys");
+        let revocations = Arc::clone(verifier.revocations());
+        let tokens = Tokens::new(Arc::new(verifier));
+        let (session, installation) = ("0b".repeat(16), "c0".repeat(16));
+        let token = key.mint_bound("alice", 10, 60, &session, &installation);
+        let family = Family([0x0b; 16]);
+        assert_eq!(tokens.verify(&token, 10).expect("good").family, Some(family));
+        revocations.revoke(family, 70, 10);
+        assert_eq!(tokens.verify(&token, 10), Err(ErrorCode::RevokedToken));
     }
 }

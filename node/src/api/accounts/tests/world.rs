@@ -9,7 +9,7 @@ use chatring_client::token::TokenKey;
 use chatring_wire::{ErrorCode, InstallationId};
 
 use crate::api::accounts::{AccountError, Accounts, Caller, LogIn, SignUp, SignedIn, SignedUp};
-use crate::auth::Verifier;
+use crate::auth::{TokenVerifier as _, Verifier};
 use crate::config;
 
 pub const PASSWORD: &str = "correct horse battery";
