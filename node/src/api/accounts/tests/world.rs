@@ -97,6 +97,10 @@ impl World {
         self.now_ms.fetch_add(ms, Ordering::Relaxed);
     }
 
+    pub fn set_ms(&self, ms: u64) {
+        self.now_ms.store(ms, Ordering::Relaxed);
+    }
+
     pub async fn try_sign_up(&self, handle: &str) -> Result<SignedUp, AccountError> {
         self.accounts.sign_up(FROM, &sign_up(handle)).await
     }
