@@ -13,6 +13,7 @@ mod hostile_frames;
 mod hostile_handshake;
 mod hostile_requests;
 mod hostile_tokens;
+mod http_accounts;
 mod http_port;
 mod load_share;
 mod net_behind;

@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use chatring_client::token::TokenKey;
 use chatring_core::counters::Counters;
 use chatring_core::effect::ShardId;
 use chatring_core::kv::Kv;
 use rustix::process::{Resource, getrlimit};
 use tracing::warn;
 
-use crate::auth::{self, TokenVerifier, Verifier};
+use crate::auth::{self, Verifier};
 use crate::config::Config;
 use crate::gateway::{
     self, Gateway, GatewayConfig, GatewayCounters, HttpSink, REFUSED_MAX, StoreSink,
@@ -31,6 +32,7 @@ pub struct EmbeddedNode {
     driver: String,
     connections_max: usize,
     token_key_file: PathBuf,
+    token_key: Arc<TokenKey>,
     verifier: Arc<Verifier>,
     running: Mutex<Option<Running>>,
 }
@@ -85,6 +87,7 @@ impl EmbeddedNode {
             driver,
             connections_max,
             token_key_file,
+            token_key: Arc::new(key),
             verifier,
             running,
         })
@@ -116,8 +119,12 @@ impl Clients for EmbeddedNode {
         &self.token_key_file
     }
 
-    fn verifier(&self) -> Arc<dyn TokenVerifier> {
-        Arc::clone(&self.verifier) as _
+    fn verifier(&self) -> Arc<Verifier> {
+        Arc::clone(&self.verifier)
+    }
+
+    fn token_key(&self) -> Arc<TokenKey> {
+        Arc::clone(&self.token_key)
     }
 
     fn is_ready(&self) -> bool {

@@ -17,14 +17,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use chatring_client::token::TokenKey;
 use flume::RecvTimeoutError;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use serde_json::json;
 use thiserror::Error;
 use tracing::{info, warn};
 
-use crate::api::{Api, ApiConfig, Phase};
-use crate::auth::{AuthError, TokenVerifier, write_private};
+use crate::api::{AccountsParts, Api, ApiConfig, NodeParts, Phase};
+use crate::auth::{AuthError, Verifier, write_private};
 use crate::config::Config;
 use crate::gateway::{HttpSink, WS_PATH};
 use crate::limits::{DRAIN_MS_MAX, END_MS_MAX, READY_MS_MAX, READY_POLL_MS};
@@ -48,7 +49,10 @@ pub trait Clients: Send + Sync + 'static {
     fn token_key_file(&self) -> &Path;
 
     /// Whose tokens are good.
-    fn verifier(&self) -> Arc<dyn TokenVerifier>;
+    fn verifier(&self) -> Arc<Verifier>;
+
+    /// The deployment's own key.
+    fn token_key(&self) -> Arc<TokenKey>;
 
     /// Whether all shards accept.
     fn is_ready(&self) -> bool;
@@ -150,7 +154,8 @@ pub fn run<C: Clients>(
         Some(clients) => Arc::new(clients),
         None => return Ok(Ended::Unstarted),
     };
-    api.set_verifier(clients.verifier());
+    open_accounts(&api, config, &*clients)?;
+    api.set_node(NodeParts { verifier: clients.verifier(), ws_url: ws_url(config, &*clients) });
     let scraped = Arc::clone(&clients);
     api.set_scrape(Box::new(move || {
         let mut metrics = of_process(started);
@@ -159,7 +164,7 @@ pub fn run<C: Clients>(
     }));
     if wait_ready(&*clients, &told)? == Waited::Ready {
         let addresses = Addresses {
-            ws: format!("ws://{}{WS_PATH}", reachable(clients.local_addr())),
+            ws: ws_url(&Config::default(), &*clients),
             http: format!("http://{}", reachable(api.local_addr())),
         };
         api.set_phase(Phase::Ready);
@@ -198,6 +203,24 @@ pub fn run<C: Clients>(
     }
     api.stop();
     Ok(Ended::Drained)
+}
+
+fn open_accounts(api: &Api, config: &Config, clients: &impl Clients) -> Result<(), StartError> {
+    let accounts = AccountsParts {
+        config: config.accounts.clone(),
+        data: config.server.data.clone(),
+        key: clients.token_key(),
+        revocations: Arc::clone(clients.verifier().revocations()),
+    };
+    api.open_accounts(accounts).map_err(|error| StartError::Clients(error.to_string()))
+}
+
+/// Where clients that log in are sent: as configured, or as somebody on this machine reaches it.
+fn ws_url(config: &Config, clients: &impl Clients) -> String {
+    match config.server.ws_url.as_str() {
+        "" => format!("ws://{}{WS_PATH}", reachable(clients.local_addr())),
+        url => url.to_owned(),
+    }
 }
 
 /// Has the store opened and the shards started on a thread of their own, so that a signal ends the

@@ -75,6 +75,12 @@ error_codes! {
     ExpiredToken = 21, Auth, "expired_token";
     /// The token was made before its user signed out everywhere, or its device was removed.
     RevokedToken = 22, Auth, "revoked_token";
+    /// Wrong handle, wrong password, or no such account; which one is not told. HTTP only.
+    WrongCredentials = 23, Auth, "wrong_credentials";
+    /// The deployment lets nobody sign up. HTTP only.
+    SignUpClosed = 24, Auth, "sign_up_closed";
+    /// The other user has blocked this one, or this one the other.
+    Blocked = 25, Auth, "blocked";
     /// No such channel, or the user is not in it; the two look the same on purpose.
     UnknownChannel = 40, Request, "unknown_channel";
     /// That user has never signed in.
@@ -95,6 +101,10 @@ error_codes! {
     CmidReused = 48, Request, "cmid_reused";
     /// A bound on how many (devices, open requests, channels) is reached.
     LimitReached = 49, Request, "limit_reached";
+    /// The handle is taken, or one that looks like it. HTTP only.
+    HandleTaken = 55, Request, "handle_taken";
+    /// There is no such device. HTTP only.
+    UnknownDevice = 56, Request, "unknown_device";
     /// Nothing is at this address. HTTP only.
     NotFound = 57, Request, "not_found";
     /// What is at this address does not know this method. HTTP only.

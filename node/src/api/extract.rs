@@ -1,29 +1,35 @@
 //! What handlers take of a request. Each refuses what is wrong with a problem that says where.
 
-use std::sync::Arc;
+use std::net::IpAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::extract::{FromRequest, FromRequestParts, Path, Request};
+use axum::http::StatusCode;
 use axum::http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE};
 use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
 use bytes::{Bytes, BytesMut};
-use chatring_core::effect::Identity;
 use chatring_wire::ErrorCode;
 use http_body_util::BodyExt as _;
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::json;
 use tokio::time::timeout;
 
 use super::Shared;
+use super::accounts::{self, Accounts};
 use super::describe::{Gives, In, Operation, Takes};
 use super::limits::{HTTP_BODIES_BYTES_MAX, HTTP_BODY_BYTES_MAX, HTTP_BODY_MS_MAX};
 use super::problem::Problem;
+use super::tokens::Owner;
+
+/// Longest `Idempotency-Key`.
+const IDEMPOTENCY_KEY_BYTES_MAX: usize = 256;
 
 /// Who asks: `Authorization: Bearer TOKEN` was good.
 #[derive(Clone, Debug)]
-pub(super) struct Caller(pub Arc<Identity>);
+pub(super) struct Caller(pub Owner);
 
 impl FromRequestParts<Shared> for Caller {
     type Rejection = Problem;
@@ -42,13 +48,119 @@ impl FromRequestParts<Shared> for Caller {
         });
         let token = token.ok_or_else(|| no_token("Authorization must be: Bearer TOKEN"))?;
         let tokens = state.tokens().ok_or(ErrorCode::Unavailable)?;
-        Ok(Caller(tokens.verify(token, unix_s())?.identity))
+        Ok(Caller(tokens.verify(token, unix_s())?))
     }
 }
 
 impl Takes for Caller {
     fn describe(operation: &mut Operation<'_>) {
         operation.needs_token();
+    }
+}
+
+/// Who asks, where only those with an account here may: the token is one of a log-in.
+#[derive(Clone, Debug)]
+pub(super) struct Account(pub accounts::Caller);
+
+impl FromRequestParts<Shared> for Account {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &Shared) -> Result<Account, Problem> {
+        let Caller(owner) = Caller::from_request_parts(parts, state).await?;
+        account_of(&owner).map(Account).ok_or_else(|| {
+            let detail = "this needs the token of a log-in (POST /v1/sessions)";
+            Problem::new(ErrorCode::InvalidToken).detail(detail)
+        })
+    }
+}
+
+impl Takes for Account {
+    fn describe(operation: &mut Operation<'_>) {
+        operation.needs_token();
+    }
+}
+
+/// The account that a token belongs to, if it is one of a log-in.
+pub(super) fn account_of(owner: &Owner) -> Option<accounts::Caller> {
+    accounts::Caller::of(&owner.identity, owner.family)
+}
+
+/// The accounts.
+pub(super) struct Db(pub Accounts);
+
+impl FromRequestParts<Shared> for Db {
+    type Rejection = Problem;
+
+    async fn from_request_parts(_: &mut Parts, state: &Shared) -> Result<Db, Problem> {
+        Ok(Db(state.accounts().ok_or(ErrorCode::Unavailable)?.clone()))
+    }
+}
+
+impl Takes for Db {
+    fn describe(_: &mut Operation<'_>) {}
+}
+
+/// The address that a request comes from.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Peer(pub IpAddr);
+
+impl FromRequestParts<Shared> for Peer {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Shared) -> Result<Peer, Problem> {
+        let peer = parts.extensions.get::<Peer>().copied();
+        peer.ok_or_else(|| ErrorCode::Internal.into())
+    }
+}
+
+impl Takes for Peer {
+    fn describe(_: &mut Operation<'_>) {}
+}
+
+/// What names this very request, so that it may be repeated.
+#[derive(Clone, Debug)]
+pub(super) struct IdempotencyKey(pub Option<String>);
+
+impl FromRequestParts<Shared> for IdempotencyKey {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Shared) -> Result<Self, Problem> {
+        let Some(key) = parts.headers.get("idempotency-key") else {
+            return Ok(IdempotencyKey(None));
+        };
+        let key =
+            key.to_str().ok().filter(|key| (1..=IDEMPOTENCY_KEY_BYTES_MAX).contains(&key.len()));
+        let key = key.ok_or_else(|| {
+            let detail = format!("must be 1 to {IDEMPOTENCY_KEY_BYTES_MAX} visible characters");
+            Problem::invalid("Idempotency-Key", detail)
+        })?;
+        Ok(IdempotencyKey(Some(key.to_owned())))
+    }
+}
+
+impl Takes for IdempotencyKey {
+    fn describe(operation: &mut Operation<'_>) {
+        let schema = json!({
+            "type": "string", "minLength": 1, "maxLength": IDEMPOTENCY_KEY_BYTES_MAX,
+        });
+        let about = "Names this very request: a repeat with the same key gets the same answer";
+        operation.header("Idempotency-Key", about, &schema);
+    }
+}
+
+/// An answer without a body (204).
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Nothing;
+
+impl IntoResponse for Nothing {
+    fn into_response(self) -> Response {
+        StatusCode::NO_CONTENT.into_response()
+    }
+}
+
+impl Gives for Nothing {
+    fn describe(operation: &mut Operation<'_>) {
+        operation.answer_as(204, "done", None);
     }
 }
 
@@ -134,7 +246,7 @@ pub(super) struct Answer<T, const STATUS: u16 = 200>(pub T);
 
 impl<T: Serialize, const STATUS: u16> IntoResponse for Answer<T, STATUS> {
     fn into_response(self) -> Response {
-        let status = axum::http::StatusCode::from_u16(STATUS).expect("a constant of ours");
+        let status = StatusCode::from_u16(STATUS).expect("a constant of ours");
         match serde_json::to_vec(&self.0) {
             Ok(body) => (status, [(CONTENT_TYPE, "application/json")], body).into_response(),
             Err(error) => {
@@ -154,6 +266,12 @@ impl<T: JsonSchema, const STATUS: u16> Gives for Answer<T, STATUS> {
 /// Seconds since 1970.
 pub(super) fn unix_s() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+/// Milliseconds since 1970.
+pub(super) fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Parses JSON. What is wrong is told with its path; that takes longer and so comes second.

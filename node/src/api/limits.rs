@@ -29,6 +29,8 @@ pub const HTTP2_PING_MS: u64 = 20_000;
 /// Connections from the address of the WebSocket that wait for the service thread; further ones are
 /// closed.
 pub const HTTP_HANDED_MAX: usize = 4_096;
+/// Time in which the database of the accounts must have closed at the end.
+pub const ACCOUNTS_CLOSE_MS_MAX: u64 = 300;
 /// Pause after the listener could not accept (mostly for want of descriptors).
 pub const HTTP_ACCEPT_PAUSE_MS: u64 = 100;
 /// When a request that was refused as busy is worth another try, where nothing better is known.

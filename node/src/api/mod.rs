@@ -7,17 +7,14 @@
 
 pub mod accounts;
 mod bodies;
-#[allow(dead_code, reason = "the next endpoints use it")]
 mod describe;
 mod docs;
 mod endpoints;
-#[allow(dead_code, reason = "the next endpoints use it")]
 mod extract;
 pub mod limits;
 mod metrics;
 mod operator;
 mod places;
-#[allow(dead_code, reason = "the next endpoints use it")]
 mod problem;
 mod routes;
 mod serve;
@@ -28,20 +25,26 @@ mod v1;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use axum::http::HeaderValue;
+use chatring_client::token::TokenKey;
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 
+use self::accounts::{Accounts, OpenError, Upkeep};
 use self::bodies::Bodies;
 use self::endpoints::Endpoints;
-use self::limits::HTTP_HANDED_MAX;
+use self::limits::{ACCOUNTS_CLOSE_MS_MAX, HTTP_HANDED_MAX};
 use self::places::Places;
 use self::stats::RouteStats;
 use self::tokens::Tokens;
-use crate::auth::TokenVerifier;
+use crate::auth::{Revocations, Verifier};
+use crate::config;
 use crate::gateway::{HttpSink, PlainHttp};
 use crate::metrics::{Metric, MetricValue};
 use crate::takeover;
@@ -60,6 +63,26 @@ pub struct ApiConfig {
     pub connections_per_ip_max: usize,
     /// Origins of web pages that browsers let use the API; `*` for all of them.
     pub cors_origins: Vec<String>,
+}
+
+/// What handlers need of a node.
+pub struct NodeParts {
+    /// Whose tokens are good.
+    pub verifier: Arc<Verifier>,
+    /// URL of the WebSocket, as clients reach it.
+    pub ws_url: String,
+}
+
+/// What the accounts are opened with.
+pub struct AccountsParts {
+    /// Their section of the configuration.
+    pub config: config::Accounts,
+    /// The data folder.
+    pub data: PathBuf,
+    /// The deployment's own key.
+    pub key: Arc<TokenKey>,
+    /// Those of the verifier.
+    pub revocations: Arc<Revocations>,
 }
 
 /// What the service thread tells the server.
@@ -86,6 +109,8 @@ pub struct Api {
     addr: SocketAddr,
     state: Arc<State>,
     hand: mpsc::Sender<PlainHttp>,
+    runtime: Handle,
+    upkeep: Mutex<Option<Upkeep>>,
     stop: watch::Sender<()>,
     thread: JoinHandle<()>,
 }
@@ -118,6 +143,7 @@ impl Api {
         let (hand, handed) = mpsc::channel(HTTP_HANDED_MAX);
         let (stop, stopped) = watch::channel(());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let handle = runtime.handle().clone();
         let signals = {
             let _guard = runtime.enter();
             serve::Signals::new()?
@@ -135,7 +161,7 @@ impl Api {
                 }
             });
         })?;
-        Ok(Api { addr, state, hand, stop, thread })
+        Ok(Api { addr, state, hand, runtime: handle, upkeep: Mutex::default(), stop, thread })
     }
 
     /// Where it listens.
@@ -165,13 +191,49 @@ impl Api {
         let _ = self.state.scrape.set(scrape);
     }
 
-    /// Whose tokens are good. Only the first call counts; before it nobody is let in.
-    pub fn set_verifier(&self, verifier: Arc<dyn TokenVerifier>) {
+    /// What handlers work with, once there is one. Only the first call counts; before it everybody
+    /// is told to come back.
+    pub fn set_node(&self, node: NodeParts) {
+        let NodeParts { verifier, ws_url } = node;
+        let _ = self.state.ws_url.set(ws_url);
         let _ = self.state.tokens.set(Tokens::new(verifier));
+    }
+
+    /// Opens the accounts, on the service thread.
+    ///
+    /// # Errors
+    /// The database, its schema, or the threads for passwords.
+    pub fn open_accounts(&self, accounts: AccountsParts) -> Result<(), OpenError> {
+        let AccountsParts { config, data, key, revocations } = accounts;
+        let (tell, told) = std::sync::mpsc::channel();
+        let state = Arc::clone(&self.state);
+        self.runtime.spawn(async move {
+            let clock = Arc::new(extract::unix_ms);
+            let opened = Accounts::open(&config, &data, key, revocations, clock).await;
+            let opened = opened.map(|accounts| {
+                let upkeep = accounts.upkeep();
+                let _ = state.accounts.set(accounts);
+                upkeep
+            });
+            let _ = tell.send(opened);
+        });
+        let upkeep = told.recv().unwrap_or(Err(OpenError::Random))?;
+        let mut kept = self.upkeep.lock().unwrap_or_else(PoisonError::into_inner);
+        *kept = Some(upkeep);
+        Ok(())
     }
 
     /// Ends the thread.
     pub fn stop(self) {
+        drop(self.upkeep);
+        if let Some(accounts) = self.state.accounts.get().cloned() {
+            let (tell, told) = std::sync::mpsc::channel();
+            self.runtime.spawn(async move {
+                accounts.close().await;
+                let _ = tell.send(());
+            });
+            let _ = told.recv_timeout(Duration::from_millis(ACCOUNTS_CLOSE_MS_MAX));
+        }
         drop(self.stop);
         let _ = self.thread.join();
     }
@@ -182,6 +244,9 @@ struct State {
     phase: watch::Sender<Phase>,
     scrape: OnceLock<Scrape>,
     tokens: OnceLock<Tokens>,
+    accounts: OnceLock<Accounts>,
+    /// URL of the WebSocket, for clients that log in.
+    ws_url: OnceLock<String>,
     bodies: Arc<Bodies>,
     places: Arc<Places>,
     /// Connections closed because there were too many.
@@ -197,6 +262,8 @@ impl State {
             phase: watch::Sender::new(Phase::Starting),
             scrape: OnceLock::new(),
             tokens: OnceLock::new(),
+            accounts: OnceLock::new(),
+            ws_url: OnceLock::new(),
             bodies: Arc::default(),
             places,
             refused: AtomicU64::new(0),
@@ -210,6 +277,14 @@ impl State {
 
     fn tokens(&self) -> Option<&Tokens> {
         self.tokens.get()
+    }
+
+    fn accounts(&self) -> Option<&Accounts> {
+        self.accounts.get()
+    }
+
+    fn ws_url(&self) -> &str {
+        self.ws_url.get().map_or("", String::as_str)
     }
 
     /// Everything that a scraper is told.
@@ -234,6 +309,9 @@ impl State {
         ];
         metrics.extend(own.map(|(name, help, value)| Metric::new(name, help, value)));
         metrics.extend(stats::metrics(&self.stats));
+        if let Some(accounts) = self.accounts() {
+            metrics.extend(accounts.metrics());
+        }
         metrics
     }
 }

@@ -77,11 +77,6 @@ impl Problem {
         self
     }
 
-    /// What it is.
-    pub fn code(&self) -> ErrorCode {
-        self.code
-    }
-
     /// When to come back: who is told "later" is always told when.
     fn retry_after(&self) -> Option<u64> {
         let later = self.code.class() == ErrorClass::Busy;
@@ -135,17 +130,21 @@ pub(super) const fn status_of(code: ErrorCode) -> StatusCode {
         | ErrorCode::FrameTooSmall
         | ErrorCode::SelfChannel
         | ErrorCode::Invalid => StatusCode::BAD_REQUEST,
-        ErrorCode::InvalidToken | ErrorCode::ExpiredToken | ErrorCode::RevokedToken => {
-            StatusCode::UNAUTHORIZED
-        }
-        ErrorCode::UnknownChannel | ErrorCode::UnknownUser | ErrorCode::NotFound => {
-            StatusCode::NOT_FOUND
-        }
+        ErrorCode::InvalidToken
+        | ErrorCode::ExpiredToken
+        | ErrorCode::RevokedToken
+        | ErrorCode::WrongCredentials => StatusCode::UNAUTHORIZED,
+        ErrorCode::UnknownChannel
+        | ErrorCode::UnknownUser
+        | ErrorCode::UnknownDevice
+        | ErrorCode::NotFound => StatusCode::NOT_FOUND,
+        ErrorCode::SignUpClosed | ErrorCode::Blocked => StatusCode::FORBIDDEN,
         ErrorCode::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
         ErrorCode::Timeout => StatusCode::REQUEST_TIMEOUT,
-        ErrorCode::OutOfOrder | ErrorCode::RetryExpired | ErrorCode::LimitReached => {
-            StatusCode::CONFLICT
-        }
+        ErrorCode::OutOfOrder
+        | ErrorCode::RetryExpired
+        | ErrorCode::LimitReached
+        | ErrorCode::HandleTaken => StatusCode::CONFLICT,
         ErrorCode::Expired => StatusCode::GONE,
         ErrorCode::TooLarge | ErrorCode::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         ErrorCode::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,

@@ -68,7 +68,8 @@ pub(super) async fn serve(
         match accepted {
             Ok((stream, peer, reserved)) => match state.places.settle(reserved, peer.ip()) {
                 Some(place) => {
-                    let served = socket::serve(stream, Bytes::new(), router.clone(), &state);
+                    let served =
+                        socket::serve(stream, Bytes::new(), peer.ip(), router.clone(), &state);
                     spawn_with(served, place);
                 }
                 None => {
@@ -93,12 +94,12 @@ pub(super) async fn take_handed(
     while let Some(PlainHttp { stream, received, place }) = handed.recv().await {
         let own = stream.peer_addr().ok().and_then(|peer| {
             let reserved = state.places.try_reserve()?;
-            state.places.settle(reserved, peer.ip())
+            Some((peer.ip(), state.places.settle(reserved, peer.ip())?))
         });
         let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
         match (own, stream) {
-            (Some(own), Ok(stream)) => {
-                let served = socket::serve(stream, received, router.clone(), &state);
+            (Some((peer, own)), Ok(stream)) => {
+                let served = socket::serve(stream, received, peer, router.clone(), &state);
                 spawn_with(served, (own, place));
             }
             _ => {

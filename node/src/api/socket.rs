@@ -1,6 +1,7 @@
 //! One HTTP connection: tells HTTP/1.1 from HTTP/2, and cuts off who sends or takes nothing.
 
 use std::io;
+use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -8,6 +9,7 @@ use std::time::Duration;
 use axum::Router;
 use bytes::{Buf as _, Bytes, BytesMut};
 use hyper::server::conn::{http1, http2};
+use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
@@ -15,6 +17,7 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{Sleep, sleep, timeout};
 
+use super::extract::Peer;
 use super::limits::{
     HTTP_FIRST_MS_MAX, HTTP_HEAD_BYTES_MAX, HTTP_HEAD_MS_MAX, HTTP_HEADERS_MAX, HTTP_STALL_MS_MAX,
     HTTP2_PING_MS, HTTP2_SEND_BYTES_MAX, HTTP2_STREAMS_MAX, HTTP2_WINDOW_BYTES,
@@ -29,6 +32,7 @@ const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 pub(super) fn serve(
     stream: TcpStream,
     received: Bytes,
+    peer: IpAddr,
     router: Router,
     state: &Shared,
 ) -> impl Future<Output = ()> + Send + use<> {
@@ -38,7 +42,11 @@ pub(super) fn serve(
     async move {
         let first = timeout(Duration::from_millis(HTTP_FIRST_MS_MAX), socket.speaks());
         let Ok(Ok(version)) = first.await else { return };
-        let (io, service) = (TokioIo::new(socket), TowerToHyperService::new(router));
+        let (io, router) = (TokioIo::new(socket), TowerToHyperService::new(router));
+        let service = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
+            request.extensions_mut().insert(Peer(peer));
+            router.call(request)
+        });
         match version {
             Version::Http1 => {
                 let served = http1::Builder::new()

@@ -2,10 +2,9 @@ use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::{Duration, SystemTime};
 
-use chatring_core::counters::Counters;
-
 use axum::http::Method;
-use chatring_core::effect::Identity;
+use chatring_client::token::TokenKey;
+use chatring_core::counters::Counters;
 use chatring_wire::ErrorCode;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -145,25 +144,6 @@ fn the_figures_are_prometheus_text() {
     api.stop();
 }
 
-/// Takes the token `good` alone.
-struct OneToken;
-
-impl TokenVerifier for OneToken {
-    fn verify(&self, token: &str, _: u64) -> Result<Identity, ErrorCode> {
-        match token {
-            "good" => Ok(Identity {
-                issuer: String::new(),
-                subject: "alice".to_owned(),
-                issued_at_s: 1,
-                expires_at_s: u64::MAX,
-                installation: None,
-            }),
-            "old" => Err(ErrorCode::ExpiredToken),
-            _ => Err(ErrorCode::InvalidToken),
-        }
-    }
-}
-
 #[derive(Deserialize, JsonSchema)]
 struct PathOf {
     /// Which one.
@@ -203,14 +183,18 @@ async fn echo(
     }
 }
 
-fn echoing() -> Api {
+/// An API that echoes, and what opens the head of a good request.
+fn echoing() -> (Api, String) {
     let about = About { id: "echo", tag: "test", summary: "Says it again" };
     let at = (Method::POST, "/v1/echo/{number}");
     let endpoints = Endpoints::new().add(at, about, &[ErrorCode::SelfChannel], echo);
     let api = Api::start_with(&config(64), endpoints, |_| {}).expect("a port");
-    api.set_verifier(Arc::new(OneToken));
+    let (key, _) = TokenKey::generate().expect("a key");
+    let verifier = Verifier::new(&config::Auth::default(), Some(&key)).expect("no files");
+    api.set_node(NodeParts { verifier: Arc::new(verifier), ws_url: String::new() });
     api.set_phase(Phase::Ready);
-    api
+    let token = key.mint("alice", extract::unix_s(), 600);
+    (api, format!("authorization: Bearer {token}\r\ncontent-type: application/json\r\n"))
 }
 
 /// Posts a body. Answers the head in lower case, and the body.
@@ -226,42 +210,39 @@ fn post(api: &Api, path: &str, headers: &str, body: &str) -> (u16, String, serde
     (status, head.to_ascii_lowercase(), serde_json::from_str(body).expect("JSON"))
 }
 
-const GOOD: &str = "authorization: Bearer good\r\ncontent-type: application/json\r\n";
-
 #[test]
 fn what_is_wrong_with_a_request_is_told_with_its_place() {
-    let api = echoing();
+    let (api, head) = echoing();
     let good = r#"{"items":[{"word":"a"}]}"#;
-    let (status, _, answer) = post(&api, "/v1/echo/7", GOOD, good);
+    let (status, _, answer) = post(&api, "/v1/echo/7", &head, good);
     assert_eq!((status, answer.to_string()), (201, good.to_owned()));
 
     let json = "content-type: application/json\r\n";
-    let bearer = "authorization: Bearer good\r\n";
+    let bearer = &*head.replace(json, "");
     let other = format!("{bearer}content-type: text/plain\r\n");
-    let twice = format!("{bearer}{GOOD}");
+    let twice = format!("{bearer}{head}");
     let cases = [
         ("/v1/echo/7", json, good, 401, "invalid_token", None),
-        ("/v1/echo/7", "authorization: Basic good\r\n", good, 401, "invalid_token", None),
+        ("/v1/echo/7", &bearer.replace("Bearer", "Basic"), good, 401, "invalid_token", None),
         ("/v1/echo/7", "authorization: Bearer bad\r\n", good, 401, "invalid_token", None),
-        ("/v1/echo/7", "authorization: Bearer old\r\n", good, 401, "expired_token", None),
         ("/v1/echo/7", &twice, good, 401, "invalid_token", None),
         ("/v1/echo/7", bearer, good, 415, "unsupported_media_type", None),
         ("/v1/echo/7", &other, good, 415, "unsupported_media_type", None),
-        ("/v1/echo/x", GOOD, good, 400, "invalid", Some("path")),
-        ("/v1/echo/7?limit=300", GOOD, good, 400, "invalid", Some("limit")),
-        ("/v1/echo/7?limti=3", GOOD, good, 400, "invalid", Some("limti")),
-        ("/v1/echo/7", GOOD, "{", 400, "malformed", None),
-        ("/v1/echo/7", GOOD, r#"{"items":[]} {}"#, 400, "malformed", None),
-        ("/v1/echo/7", GOOD, "[1]", 400, "invalid", None),
-        ("/v1/echo/7", GOOD, r#"{"items":[{"wrod":1}]}"#, 400, "invalid", Some("items[0].wrod")),
-        ("/v1/echo/7", GOOD, r#"{"items":[{"word":1}]}"#, 400, "invalid", Some("items[0].word")),
-        ("/v1/echo/7?limit=3", GOOD, good, 429, "busy", None),
-        ("/v1/ehco/7", GOOD, good, 404, "not_found", None),
-        ("/healthz", GOOD, good, 405, "method_not_allowed", None),
+        ("/v1/echo/x", &head, good, 400, "invalid", Some("path")),
+        ("/v1/echo/7?limit=300", &head, good, 400, "invalid", Some("limit")),
+        ("/v1/echo/7?limti=3", &head, good, 400, "invalid", Some("limti")),
+        ("/v1/echo/7", &head, "{", 400, "malformed", None),
+        ("/v1/echo/7", &head, r#"{"items":[]} {}"#, 400, "malformed", None),
+        ("/v1/echo/7", &head, "[1]", 400, "invalid", None),
+        ("/v1/echo/7", &head, r#"{"items":[{"wrod":1}]}"#, 400, "invalid", Some("items[0].wrod")),
+        ("/v1/echo/7", &head, r#"{"items":[{"word":1}]}"#, 400, "invalid", Some("items[0].word")),
+        ("/v1/echo/7?limit=3", &head, good, 429, "busy", None),
+        ("/v1/ehco/7", &head, good, 404, "not_found", None),
+        ("/healthz", &head, good, 405, "method_not_allowed", None),
     ];
     for (path, headers, body, expected, name, field) in cases {
-        let (status, head, problem) = post(&api, path, headers, body);
-        let case = format!("{path} {headers} {body}\n{head}\n{problem}");
+        let (status, answered, problem) = post(&api, path, headers, body);
+        let case = format!("{path} {headers} {body}\n{answered}\n{problem}");
         assert_eq!(status, expected, "{case}");
         assert_eq!(problem["status"], expected, "{case}");
         assert_eq!(problem["name"], name, "{case}");
@@ -270,27 +251,27 @@ fn what_is_wrong_with_a_request_is_told_with_its_place() {
         if let Some(field) = field {
             assert_eq!(problem["field"], field, "{case}");
         }
-        assert!(head.contains("content-type: application/problem+json"), "{case}");
-        assert_eq!(head.contains("retry-after: 1"), expected == 429, "{case}");
-        assert_eq!(head.contains("www-authenticate: bearer"), expected == 401, "{case}");
+        assert!(answered.contains("content-type: application/problem+json"), "{case}");
+        assert_eq!(answered.contains("retry-after: 1"), expected == 429, "{case}");
+        assert_eq!(answered.contains("www-authenticate: bearer"), expected == 401, "{case}");
     }
     api.set_phase(Phase::Draining);
-    let (status, head, problem) = post(&api, "/v1/echo/7", GOOD, good);
+    let (status, answered, problem) = post(&api, "/v1/echo/7", &head, good);
     assert_eq!((status, problem["name"].as_str()), (503, Some("draining")));
-    assert!(head.contains("retry-after:"), "{head}");
+    assert!(answered.contains("retry-after:"), "{answered}");
     api.stop();
 }
 
 #[test]
 fn bodies_are_bounded_whether_their_length_is_told_or_not() {
-    let api = echoing();
+    let (api, head) = echoing();
     let word = "a".repeat(limits::HTTP_BODY_BYTES_MAX);
     let large = format!(r#"{{"items":[{{"word":"{word}"}}]}}"#);
-    let (status, _, problem) = post(&api, "/v1/echo/7", GOOD, &large);
+    let (status, _, problem) = post(&api, "/v1/echo/7", &head, &large);
     assert_eq!((status, problem["name"].as_str()), (413, Some("too_large")));
     let chunked = format!(
         "POST /v1/echo/7 HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\
-         transfer-encoding: chunked\r\n{GOOD}\r\n{:x}\r\n{large}\r\n0\r\n\r\n",
+         transfer-encoding: chunked\r\n{head}\r\n{:x}\r\n{large}\r\n0\r\n\r\n",
         large.len()
     );
     let answer = exchange(&api, &chunked);
@@ -301,9 +282,9 @@ fn bodies_are_bounded_whether_their_length_is_told_or_not() {
 
 #[test]
 fn the_description_and_the_figures_follow_from_the_handlers() {
-    let api = echoing();
-    post(&api, "/v1/echo/7", GOOD, r#"{"items":[]}"#);
-    post(&api, "/v1/echo/7", GOOD, "{");
+    let (api, head) = echoing();
+    post(&api, "/v1/echo/7", &head, r#"{"items":[]}"#);
+    post(&api, "/v1/echo/7", &head, "{");
     let (status, text) = get(&api, "/v1/openapi.json");
     assert_eq!(status, 200);
     let document: serde_json::Value = serde_json::from_str(&text).expect("JSON");

@@ -4,7 +4,9 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use chatring_client::token::OWN_ISSUER;
-use chatring_wire::limits::{BODY_BYTES_MAX, FRAME_BYTES_MIN, MESSAGE_BYTES_MAX, NAME_BYTES_MAX};
+use chatring_wire::limits::{
+    BODY_BYTES_MAX, FRAME_BYTES_MIN, MESSAGE_BYTES_MAX, NAME_BYTES_MAX, URL_BYTES_MAX,
+};
 use thiserror::Error;
 
 use super::Config;
@@ -186,6 +188,12 @@ impl Config {
             if value < min || value > max {
                 return Err(ConfigError::Range { key, value, min, max });
             }
+        }
+        let ws_url = &self.server.ws_url;
+        let is_ws = ws_url.starts_with("ws://") || ws_url.starts_with("wss://");
+        if !ws_url.is_empty() && (!is_ws || ws_url.len() > URL_BYTES_MAX) {
+            let message = "server.ws_url must begin with ws:// or wss://".to_owned();
+            return Err(ConfigError::Invalid(message));
         }
         self.check_origins()?;
         self.check_database()?;

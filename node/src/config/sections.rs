@@ -46,6 +46,8 @@ pub struct Server {
     pub listen: SocketAddr,
     /// Address for HTTP; port 0 takes a free one.
     pub http: SocketAddr,
+    /// URL of the WebSocket that clients are told when they log in; empty for the address above.
+    pub ws_url: String,
     /// Origins of web pages that browsers let use the HTTP API; `*` for all of them.
     pub cors_origins: Vec<String>,
     /// Shards, one thread each; 0 means one per core.
@@ -63,6 +65,7 @@ impl Default for Server {
             data: PathBuf::from("./chatring-data"),
             listen: SocketAddr::from(([127, 0, 0, 1], 7400)),
             http: SocketAddr::from(([127, 0, 0, 1], 7401)),
+            ws_url: String::new(),
             cors_origins: Vec::new(),
             shards: 0,
             driver: Driver::Auto,

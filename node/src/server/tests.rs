@@ -2,8 +2,6 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
-use chatring_core::effect::Identity;
-use chatring_wire::ErrorCode;
 use rustix::process::{Signal, getpid, kill_process};
 
 use super::*;
@@ -16,15 +14,6 @@ struct Fake {
     draining: flume::Sender<()>,
     /// The store does not close.
     stuck: Arc<AtomicBool>,
-}
-
-/// Takes no token.
-struct Nobody;
-
-impl TokenVerifier for Nobody {
-    fn verify(&self, _: &str, _: u64) -> Result<Identity, ErrorCode> {
-        Err(ErrorCode::InvalidToken)
-    }
 }
 
 impl Clients for Fake {
@@ -48,8 +37,12 @@ impl Clients for Fake {
         &self.key
     }
 
-    fn verifier(&self) -> Arc<dyn TokenVerifier> {
-        Arc::new(Nobody)
+    fn verifier(&self) -> Arc<Verifier> {
+        Arc::new(Verifier::new(&crate::config::Auth::default(), None).expect("no files"))
+    }
+
+    fn token_key(&self) -> Arc<TokenKey> {
+        Arc::new(TokenKey::generate().expect("a key").0)
     }
 
     fn is_ready(&self) -> bool {
@@ -85,12 +78,13 @@ fn start(folder: &Path) -> Running {
     let (tell_draining, draining) = flume::bounded(1);
     let (is_ready, ready) = flume::bounded(1);
     let key = folder.join("key.pem");
-    let file = path.clone();
+    let (file, data) = (path.clone(), folder.to_owned());
     let stuck = Arc::new(AtomicBool::new(false));
     let is_stuck = Arc::clone(&stuck);
     let server = std::thread::spawn(move || {
         let mut config = Config::default();
         config.server.http.set_port(0);
+        config.server.data = data;
         let old = file.clone();
         let clients = move |_: &Config, _: HttpSink| {
             assert!(!old.exists(), "the old ready file is still there");

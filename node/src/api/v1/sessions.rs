@@ -1,0 +1,181 @@
+//! Signing up, logging in, renewing tokens, logging out.
+
+use axum::extract::State;
+use chatring_wire::{ErrorCode, InstallationId};
+use ring::rand::{SecureRandom as _, SystemRandom};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::profile::User;
+use super::types::InstallationText;
+use crate::api::Shared;
+use crate::api::accounts::{Accounts, LogIn, SignUp, SignedIn};
+use crate::api::extract::{Account, Answer, Db, IdempotencyKey, Json, Nothing, Peer};
+use crate::api::problem::Problem;
+
+/// A sign-up.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SignUpBody {
+    /// 2 to 32 characters: letters and digits of one script, `.`, `-` and `_` between them.
+    handle: String,
+    /// At least 8 characters.
+    password: String,
+    /// Display name; the handle if there is none.
+    name: Option<String>,
+    /// With it the answer is a session, too.
+    installation: Option<InstallationText>,
+    /// What the device calls itself.
+    label: Option<String>,
+}
+
+/// A log-in.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct LogInBody {
+    /// In any of its spellings.
+    handle: String,
+    /// The password.
+    password: String,
+    /// Which installation; without it the server makes a new one and tells it.
+    installation: Option<InstallationText>,
+    /// What the device calls itself.
+    label: Option<String>,
+}
+
+/// A renewal of tokens.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RefreshBody {
+    /// The newest one. It is good once; a repeat with the same `Idempotency-Key` gets the same
+    /// answer.
+    refresh_token: String,
+}
+
+/// A session of a device.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Session {
+    /// For `Authorization: Bearer` and for the WebSocket's `hello`.
+    access_token: String,
+    /// Exchanged for the next pair at `POST /v1/sessions/refresh`.
+    refresh_token: String,
+    /// Life of the access token, in seconds.
+    expires_in: u64,
+    /// Whose it is.
+    user: User,
+    /// The device's number; null until the device has spoken to the chat.
+    device: Option<u32>,
+    /// The device's installation.
+    installation: InstallationText,
+    /// Where to chat.
+    node: NodeOf,
+}
+
+/// A chat node.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+pub(super) struct NodeOf {
+    /// URL of its WebSocket.
+    ws: String,
+}
+
+/// A new account.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct NewAccount {
+    /// The new user.
+    user: User,
+    /// A session, if the sign-up named an installation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    session: Option<Session>,
+}
+
+pub(super) async fn sign_up(
+    State(state): State<Shared>,
+    Peer(from): Peer,
+    Db(accounts): Db,
+    Json(body): Json<SignUpBody>,
+) -> Result<Answer<NewAccount, 201>, Problem> {
+    let sign_up = SignUp {
+        handle: body.handle,
+        password: body.password,
+        name: body.name,
+        installation: body.installation.map(|installation| installation.0),
+        label: body.label.unwrap_or_default(),
+    };
+    let signed_up = accounts.sign_up(from, &sign_up).await?;
+    let user = User::from(signed_up.profile);
+    let session = signed_up.session.map(|session| session_of(&state, session, user.clone()));
+    Ok(Answer(NewAccount { user, session }))
+}
+
+pub(super) async fn log_in(
+    State(state): State<Shared>,
+    Peer(from): Peer,
+    Db(accounts): Db,
+    Json(body): Json<LogInBody>,
+) -> Result<Answer<Session>, Problem> {
+    let installation = match body.installation {
+        Some(installation) => installation.0,
+        None => new_installation()?,
+    };
+    let log_in = LogIn {
+        handle: body.handle,
+        password: body.password,
+        installation,
+        label: body.label.unwrap_or_default(),
+    };
+    let signed_in = accounts.log_in(from, &log_in).await?;
+    let user = user_of(&accounts, &signed_in).await?;
+    Ok(Answer(session_of(&state, signed_in, user)))
+}
+
+pub(super) async fn refresh(
+    State(state): State<Shared>,
+    Db(accounts): Db,
+    IdempotencyKey(key): IdempotencyKey,
+    Json(body): Json<RefreshBody>,
+) -> Result<Answer<Session>, Problem> {
+    let signed_in = accounts.refresh(&body.refresh_token, key.as_deref()).await?;
+    let user = user_of(&accounts, &signed_in).await?;
+    Ok(Answer(session_of(&state, signed_in, user)))
+}
+
+pub(super) async fn log_out(
+    Db(accounts): Db,
+    Account(caller): Account,
+) -> Result<Nothing, Problem> {
+    accounts.log_out(&caller).await?;
+    Ok(Nothing)
+}
+
+pub(super) async fn log_out_everywhere(
+    Db(accounts): Db,
+    Account(caller): Account,
+) -> Result<Nothing, Problem> {
+    accounts.log_out_everywhere(&caller).await?;
+    Ok(Nothing)
+}
+
+async fn user_of(accounts: &Accounts, signed_in: &SignedIn) -> Result<User, Problem> {
+    let profiles = accounts.profiles(std::slice::from_ref(&signed_in.account)).await?;
+    let profile = profiles.into_iter().next();
+    // Deleted in between.
+    Ok(User::from(profile.ok_or(ErrorCode::UnknownUser)?))
+}
+
+fn session_of(state: &Shared, signed_in: SignedIn, user: User) -> Session {
+    Session {
+        access_token: signed_in.access_token,
+        refresh_token: signed_in.refresh_token,
+        expires_in: signed_in.expires_in_s,
+        user,
+        device: signed_in.device.map(|device| device.0),
+        installation: InstallationText(signed_in.installation),
+        node: NodeOf { ws: state.ws_url().to_owned() },
+    }
+}
+
+fn new_installation() -> Result<InstallationId, Problem> {
+    let mut bytes = [0; 16];
+    SystemRandom::new().fill(&mut bytes).map_err(|_| ErrorCode::Internal)?;
+    Ok(InstallationId(bytes))
+}

@@ -1,0 +1,158 @@
+//! Goal: whoever has nothing but HTTP signs up, logs in, is let in with what that gave, and not any
+//! more once it has ended. Method: the real binary with accounts in SQLite.
+
+use serde_json::{Value, json};
+
+use crate::common::{Http, Node, NodeOptions};
+
+const PASSWORD: &str = "correct horse battery";
+
+/// A server on which hashing a password takes little.
+fn node() -> Node {
+    let config = "[accounts]\npassword_memory_kib = 64\npassword_passes = 1\n".to_owned();
+    Node::start_with(NodeOptions { config: Some(config), ..NodeOptions::default() })
+}
+
+fn sign_up(http: &mut Http, handle: &str) -> Value {
+    let answer = http.post("/v1/accounts", &json!({ "handle": handle, "password": PASSWORD }));
+    assert_eq!(answer.status, 201, "{answer:?}");
+    answer.json
+}
+
+fn log_in(http: &mut Http, handle: &str, installation: &str) -> Value {
+    let body =
+        json!({ "handle": handle, "password": PASSWORD, "installation": installation.repeat(32) });
+    let answer = http.post("/v1/sessions", &body);
+    assert_eq!(answer.status, 200, "{answer:?}");
+    answer.json
+}
+
+fn with_token(node: &Node, session: &Value) -> Http {
+    Http::connect(node.http()).token(session["access_token"].as_str().expect("a token"))
+}
+
+#[test]
+fn a_log_in_gives_what_scripts_rely_on_and_ends_when_it_is_told_to() {
+    let mut node = node();
+    let mut http = Http::connect(node.http());
+    let alice = sign_up(&mut http, "Alice");
+    assert_eq!(alice["user"]["handle"], "alice");
+    let body = json!({ "handle": "ALICE", "password": PASSWORD });
+    let taken = http.post("/v1/accounts", &body);
+    assert_eq!((taken.status, taken.problem()), (409, "handle_taken"));
+
+    let (first, second) = (log_in(&mut http, "alice", "a"), log_in(&mut http, "alice", "b"));
+    assert_eq!(first["user"], alice["user"]);
+    assert_eq!(first["node"]["ws"], node.ws());
+    assert!(first["expires_in"].as_u64().is_some_and(|s| s >= 60), "{first}");
+    let mut one = with_token(&node, &first);
+    assert_eq!(one.get("/v1/me").json["user"], alice["user"]);
+    let devices = one.get("/v1/me/devices").json;
+    assert_eq!(devices["devices"].as_array().map(Vec::len), Some(2), "{devices}");
+
+    // A restart of the server forgets nobody.
+    node.restart();
+    one = with_token(&node, &first);
+    let mut two = with_token(&node, &second);
+    http = Http::connect(node.http());
+    let change = one.ask("PATCH", "/v1/me", "", Some(r#"{"name":"Alice A."}"#));
+    assert_eq!((change.status, change.json["name"].as_str()), (200, Some("Alice A.")));
+
+    let refresh = json!({ "refresh_token": first["refresh_token"] });
+    let renewed = http.post("/v1/sessions/refresh", &refresh);
+    assert_eq!(renewed.status, 200, "{renewed:?}");
+    let again = http.post("/v1/sessions/refresh", &refresh);
+    assert_eq!((again.status, again.problem()), (401, "invalid_token"), "its family ends");
+    assert_eq!(one.get("/v1/me").problem(), "revoked_token");
+
+    assert_eq!(two.ask("DELETE", "/v1/sessions/current", "", None).status, 204);
+    assert_eq!(two.get("/v1/me").problem(), "revoked_token");
+
+    let (first, second) = (log_in(&mut http, "alice", "c"), log_in(&mut http, "alice", "d"));
+    (one, two) = (with_token(&node, &first), with_token(&node, &second));
+    let path = format!("/v1/me/devices/{}", "d".repeat(32));
+    assert_eq!(one.ask("DELETE", &path, "", None).status, 204);
+    assert_eq!(two.get("/v1/me").problem(), "revoked_token");
+    assert_eq!(one.ask("DELETE", "/v1/me/devices/77", "", None).problem(), "unknown_device");
+    assert_eq!(one.ask("DELETE", "/v1/me/devices/x", "", None).problem(), "invalid");
+    assert_eq!(one.ask("DELETE", "/v1/sessions", "", None).status, 204);
+    assert_eq!(one.get("/v1/me").problem(), "revoked_token");
+}
+
+#[test]
+fn what_is_wrong_with_a_sign_up_or_a_log_in_is_told_and_nothing_more() {
+    let node = node();
+    let mut http = Http::connect(node.http());
+    sign_up(&mut http, "alice");
+    let cases = [
+        (json!({ "handle": "bob" }), "invalid", None),
+        (json!({ "handle": "bob", "password": "short" }), "invalid", Some("password")),
+        (json!({ "handle": "a b", "password": PASSWORD }), "invalid", Some("handle")),
+        (json!({ "handle": "bob", "password": PASSWORD, "mail": 1 }), "invalid", Some("mail")),
+        (
+            json!({ "handle": "bob", "password": PASSWORD, "installation": "12" }),
+            "invalid",
+            Some("installation"),
+        ),
+    ];
+    for (body, name, field) in cases {
+        let answer = http.post("/v1/accounts", &body);
+        assert_eq!((answer.status, answer.problem()), (400, name), "{body} {answer:?}");
+        assert_eq!(answer.json["field"].as_str(), field, "{body} {answer:?}");
+    }
+    let wrong = |http: &mut Http, handle: &str| {
+        let mut answer = http.post("/v1/sessions", &json!({ "handle": handle, "password": "x" }));
+        assert_eq!((answer.status, answer.problem()), (401, "wrong_credentials"));
+        answer.json.take()
+    };
+    assert_eq!(wrong(&mut http, "alice"), wrong(&mut http, "nobody.is.this"));
+    let dead = http.post("/v1/sessions/refresh", &json!({ "refresh_token": "x" }));
+    assert_eq!((dead.status, dead.problem()), (401, "invalid_token"));
+    // A token without a log-in belongs to nobody who has an account.
+    let mut minted = Http::connect(node.http()).token(&node.token("alice"));
+    assert_eq!(minted.get("/v1/me").json["user"], Value::Null);
+    assert_eq!(minted.get("/v1/friends").problem(), "invalid_token");
+}
+
+#[test]
+fn guessing_is_held_up_and_told_when_to_come_back() {
+    let node = node();
+    let mut http = Http::connect(node.http());
+    let mut limited = None;
+    for _ in 0..40 {
+        let guess = json!({ "handle": "alice", "password": "guess" });
+        let answer = http.post("/v1/sessions", &guess);
+        if answer.status == 429 {
+            limited = Some(answer);
+            break;
+        }
+    }
+    let limited = limited.expect("guesses without end");
+    assert_eq!(limited.problem(), "busy");
+    assert!(limited.head.contains("retry-after: "), "{limited:?}");
+}
+
+#[test]
+fn friends_and_blocks_go_both_ways() {
+    let node = node();
+    let mut http = Http::connect(node.http());
+    sign_up(&mut http, "alice");
+    sign_up(&mut http, "bob");
+    let mut alice = with_token(&node, &log_in(&mut http, "alice", "a"));
+    let mut bob = with_token(&node, &log_in(&mut http, "bob", "b"));
+    let put = |http: &mut Http, path: &str| http.ask("PUT", path, "", None);
+
+    assert_eq!(put(&mut alice, "/v1/friends/bob").json["standing"], "requested");
+    assert_eq!(put(&mut bob, "/v1/friends/alice").json["standing"], "friends");
+    let friends = alice.get("/v1/friends?limit=1").json;
+    assert_eq!(friends["friends"][0]["user"]["handle"], "bob", "{friends}");
+    assert_eq!(friends["next"], Value::Null);
+    assert_eq!(put(&mut alice, "/v1/blocks/bob").status, 204);
+    assert_eq!(alice.get("/v1/friends").json["friends"], json!([]));
+    assert_eq!(alice.get("/v1/blocks").json["users"][0]["handle"], "bob");
+    assert_eq!(alice.ask("DELETE", "/v1/blocks/bob", "", None).status, 204);
+    let blocked = put(&mut alice, "/v1/friends/nobody.is.this");
+    assert_eq!((blocked.status, blocked.problem()), (404, "unknown_user"));
+    assert_eq!(alice.get("/v1/friends?limit=0").problem(), "invalid");
+    assert_eq!(alice.get("/v1/users/BOB").json["handle"], "bob");
+}
