@@ -4,6 +4,8 @@
 //! here, not at the file's lock), PostgreSQL runs them `SERIALIZABLE` and refuses those that got
 //! into each other's way, which [`retried`] tries again.
 
+use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -74,6 +76,9 @@ impl Db {
     ) -> Result<Db, OpenError> {
         sqlx::any::install_default_drivers();
         let kind = if url.is_empty() { Kind::Sqlite } else { Kind::Postgres };
+        if kind == Kind::Sqlite {
+            make_private(&data.join(DATABASE_FILE))?;
+        }
         let url = match kind {
             Kind::Sqlite => format!("sqlite://{}?mode=rwc", escaped(&data.join(DATABASE_FILE))?),
             Kind::Postgres => url.to_owned(),
@@ -223,6 +228,16 @@ async fn set_up(connection: &mut AnyConnection, kind: Kind) -> Result<(), sqlx::
 fn statements(text: &'static str) -> impl Iterator<Item = &'static str> {
     text.split(";\n").map(str::trim).filter(|statement| {
         statement.lines().any(|line| !line.trim().is_empty() && !line.trim().starts_with("--"))
+    })
+}
+
+/// Makes the file, if it is not there, so that only its owner can read it; SQLite gives its other
+/// files the same rights.
+fn make_private(path: &Path) -> Result<(), OpenError> {
+    let open = File::options().append(true).create(true).mode(0o600).open(path);
+    open.map(drop).map_err(|error| {
+        let reason = format!("{}: {error}", path.display());
+        OpenError::Database(DatabaseError::Unreachable(reason))
     })
 }
 

@@ -71,7 +71,11 @@ impl Figures {
             ("tasks_done", "tasks done", &self.tasks_done),
             ("tasks_failed", "attempts of tasks that failed", &self.tasks_failed),
             ("tasks_dead", "tasks that went to the dead letters", &self.tasks_dead),
-            ("database_errors", "requests that the database failed", &self.database_errors),
+            (
+                "database_errors",
+                "sign-ups, log-ins and exchanges that the database failed",
+                &self.database_errors,
+            ),
         ];
         let counters =
             counters.map(|(name, help, count)| (name, help, MetricValue::Counter(count.get())));

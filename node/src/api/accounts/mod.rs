@@ -188,6 +188,15 @@ impl Accounts {
         self.inner.figures.metrics(passwords, self.inner.revocations.len())
     }
 
+    /// Counts and logs what the database has failed of a sign-up, a log-in or an exchange.
+    fn noted<T>(&self, done: Result<T, AccountError>) -> Result<T, AccountError> {
+        if let Err(AccountError::Database(error)) = &done {
+            self.inner.figures.database_errors.one();
+            warn!(%error, "the accounts' database failed");
+        }
+        done
+    }
+
     fn now_ms(&self) -> u64 {
         (self.inner.clock)()
     }

@@ -85,6 +85,10 @@ impl Accounts {
     /// Wrong handles and wrong passwords get the same answer after the same time. Errors:
     /// `WrongCredentials`, `InstallationRemoved`, `Limited`, `Busy`, `Invalid`, `Database`.
     pub async fn log_in(&self, from: IpAddr, log_in: &LogIn) -> Result<SignedIn, AccountError> {
+        self.noted(self.log_in_unnoted(from, log_in).await)
+    }
+
+    async fn log_in_unnoted(&self, from: IpAddr, log_in: &LogIn) -> Result<SignedIn, AccountError> {
         check_text("label", &log_in.label, 0, LABEL_BYTES_MAX)?;
         let now_ms = self.now_ms();
         let limited = |retry_after_ms| {
@@ -164,7 +168,7 @@ impl Accounts {
             figures.refreshes_dead.one();
             return Err(AccountError::DeadToken);
         };
-        match retried!(self.refresh_once(family, &secret, retry_key))? {
+        match self.noted(retried!(self.refresh_once(family, &secret, retry_key)))? {
             Exchanged::Next(started) => {
                 figures.refreshes.one();
                 Ok(self.signed_in(started))

@@ -34,10 +34,10 @@ impl Accounts {
             Ok(_) => figures.sign_ups.one(),
             Err(AccountError::Limited { .. }) => figures.sign_ups_limited.one(),
             Err(AccountError::Busy { .. }) => figures.busy.one(),
-            Err(AccountError::Database(_)) => figures.database_errors.one(),
+            Err(AccountError::Database(_)) => {}
             Err(_) => figures.sign_ups_refused.one(),
         }
-        done
+        self.noted(done)
     }
 
     async fn sign_up_counted(

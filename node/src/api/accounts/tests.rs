@@ -73,6 +73,7 @@ suite! {
     sign_up::a_profile_is_changed_and_found,
     sign_up::accounts_outlive_a_restart,
     sign_up::a_newer_format_is_refused,
+    sign_up::a_database_that_fails_is_told_and_counted,
     sessions::log_in_does_not_tell_whether_a_handle_exists,
     sessions::an_old_refresh_token_ends_its_family,
     sessions::a_lost_answer_is_given_again_to_its_asker_alone,

@@ -1,9 +1,11 @@
 //! Signing up, and what is known of a user.
 
+use std::os::unix::fs::PermissionsExt as _;
+
 use chatring_wire::ErrorCode;
 use serde_json::json;
 
-use super::world::{FROM, PASSWORD, World, installation, sign_up};
+use super::world::{FROM, PASSWORD, Place, World, installation, sign_up};
 use crate::api::accounts::{
     AccountError, AccountId, Accounts, HandleError, OpenError, ProfileChange, SignUp,
 };
@@ -138,6 +140,12 @@ pub async fn accounts_outlive_a_restart(world: World) {
     let alice = world.sign_up("alice").await;
     let gone = world.log_in("alice", 2).await;
     world.accounts.log_out(&world.caller(&gone)).await.expect("a log-out");
+    if let Place::Sqlite(folder) = &world.place {
+        for file in std::fs::read_dir(folder).expect("the folder") {
+            let mode = file.and_then(|file| file.metadata()).expect("a file").permissions().mode();
+            assert_eq!(mode & 0o077, 0, "others can read it");
+        }
+    }
     let world = world.reopened_with(|_| {}).await;
     assert_eq!(world.token_error(&gone), Some(ErrorCode::RevokedToken));
     assert_eq!(world.token_error(&alice), None);
@@ -148,7 +156,7 @@ pub async fn accounts_outlive_a_restart(world: World) {
 
 pub async fn a_newer_format_is_refused(world: World) {
     world.execute("INSERT INTO schema_versions (version) VALUES (1000)".to_owned()).await;
-    let super::Place::Sqlite(folder) = &world.place else { return };
+    let Place::Sqlite(folder) = &world.place else { return };
     let (key, _) = chatring_client::token::TokenKey::generate().expect("random bytes");
     let clock = crate::api::accounts::system_clock();
     let opened = Accounts::open(&world.config, folder, key.into(), <_>::default(), clock).await;
@@ -156,4 +164,22 @@ pub async fn a_newer_format_is_refused(world: World) {
         Err(OpenError::Database(error)) => assert!(error.to_string().contains("format 1000")),
         other => panic!("{other:?}"),
     }
+}
+
+pub async fn a_database_that_fails_is_told_and_counted(world: World) {
+    let alice = world.sign_up("alice").await;
+    world.execute("DROP TABLE sessions".to_owned()).await;
+    let failed = [
+        world.try_sign_up("bob").await.map(drop),
+        world.try_log_in("alice", PASSWORD, 1).await.map(drop),
+        world.accounts.refresh(&alice.refresh_token, None).await.map(drop),
+    ];
+    for answer in failed {
+        match answer {
+            Err(AccountError::Database(_)) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(world.figure("database_errors"), 3);
+    assert_eq!(world.count("accounts").await, 1, "nothing of bob is left");
 }
