@@ -5,9 +5,10 @@ use chatring_wire::frame::{Failure, ServerFrame, Welcome};
 use chatring_wire::limits::BODY_BYTES_MAX;
 use chatring_wire::{CloseCode, DeviceId, ErrorCode, Uid};
 
-use crate::effect::{Attach, Effect, Input, SessionId};
+use crate::call::CallDevice;
+use crate::effect::{Attach, Effect, Identity, Input, SessionId};
 use crate::keys;
-use crate::kv::{Order, RangeRead, Read, ReadVersion, Rows};
+use crate::kv::{Order, RangeRead, Read, ReadVersion, Rows, Write};
 use crate::placement::CANDIDATES;
 use crate::session::{Phase, Session};
 use crate::shard::{Asker, Shard, Tag};
@@ -18,6 +19,24 @@ use crate::values::{DeviceRow, DeviceStanding, UserRow, ValueError};
 /// Devices of a user that are read; more cannot be made.
 const DEVICE_ROWS_MAX: u32 = 4_096;
 const DAY_MS: u64 = 86_400_000;
+
+/// A token that fits the rows of its user.
+#[derive(Debug)]
+pub(crate) struct Admitted {
+    /// From which device; 0 for none.
+    pub(crate) device: DeviceId,
+    /// What must be stored before anything is promised.
+    pub(crate) writes: Vec<Write>,
+}
+
+/// Why a token does not let in.
+#[derive(Debug)]
+pub(crate) enum NotAdmitted {
+    /// It is not good, or not now.
+    Refused(Failure),
+    /// The id belongs to another user.
+    Elsewhere,
+}
 
 impl Shard {
     /// A connection said a good `hello`.
@@ -50,7 +69,7 @@ impl Shard {
         self.counters.users = self.users.len() as u64;
     }
 
-    fn load_user(&mut self, uid: Uid) {
+    pub(crate) fn load_user(&mut self, uid: Uid) {
         let read = Read {
             gets: vec![keys::user(uid)],
             ranges: vec![RangeRead {
@@ -76,6 +95,7 @@ impl Shard {
             self.attaching.remove(&session);
             self.sign_in(uid, session, attach);
         }
+        self.enter_waiting_calls(uid);
         self.drop_idle_user(uid);
     }
 
@@ -88,29 +108,45 @@ impl Shard {
             self.attaching.remove(&session);
             self.refuse_attach(session, Failure::new(ErrorCode::Internal));
         }
+        self.refuse_waiting_calls(uid);
         self.drop_idle_user(uid);
     }
 
     /// The user's rows are known: checks the token against them and finds or makes the device.
     fn sign_in(&mut self, uid: Uid, session: SessionId, attach: Attach) {
+        let device = CallDevice::Installation(attach.installation);
+        match self.admit(uid, &attach.identity, device) {
+            Ok(Admitted { device, writes }) => self.enter(uid, device, session, attach, writes),
+            Err(NotAdmitted::Refused(failure)) => self.refuse_attach(session, failure),
+            Err(NotAdmitted::Elsewhere) => self.rehome(session, attach),
+        }
+    }
+
+    /// Checks a token against the rows of its user, which are known, and finds or makes the device.
+    pub(crate) fn admit(
+        &mut self,
+        uid: Uid,
+        identity: &Identity,
+        device: CallDevice,
+    ) -> Result<Admitted, NotAdmitted> {
+        let refused = |code| Err(NotAdmitted::Refused(Failure::new(code)));
         let devices_max = self.config.limits.devices_max as usize;
         let today = self.now.unix_ms / DAY_MS;
         let store = self.ready().store;
         if !self.lane.as_ref().is_some_and(|lane| lane.has_room()) {
             let failure = Failure::new(ErrorCode::Busy).retry_after(1_000);
-            return self.refuse_attach(session, failure);
+            return Err(NotAdmitted::Refused(failure));
         }
         let Some(rows) = self.users.get_mut(&uid).and_then(|user| user.rows.as_mut()) else {
-            return;
+            return refused(ErrorCode::Internal);
         };
-        let identity = &attach.identity;
         let mut writes = Vec::new();
         match &rows.user {
             Some(row) if row.issuer != identity.issuer || row.subject != identity.subject => {
-                return self.rehome(session, attach);
+                return Err(NotAdmitted::Elsewhere);
             }
             Some(row) if identity.issued_at_s < row.revoked_before_s => {
-                return self.refuse_attach(session, Failure::new(ErrorCode::RevokedToken));
+                return refused(ErrorCode::RevokedToken);
             }
             Some(_) => {}
             None => {
@@ -124,9 +160,22 @@ impl Shard {
                 rows.user = Some(row);
             }
         }
-        let device = match rows.devices.of(attach.installation) {
+        let installation = match device {
+            CallDevice::None | CallDevice::Number(DeviceId(0)) => {
+                return Ok(Admitted { device: DeviceId(0), writes });
+            }
+            CallDevice::Number(device) => {
+                let row = rows.devices.get(device);
+                return match row.is_some_and(|row| row.standing == DeviceStanding::Active) {
+                    true => Ok(Admitted { device, writes }),
+                    false => refused(ErrorCode::RevokedToken),
+                };
+            }
+            CallDevice::Installation(installation) => installation,
+        };
+        let device = match rows.devices.of(installation) {
             Some((_, row)) if row.standing == DeviceStanding::Revoked => {
-                return self.refuse_attach(session, Failure::new(ErrorCode::RevokedToken));
+                return refused(ErrorCode::RevokedToken);
             }
             Some((device, row)) if row.last_seen_day == today => device,
             Some((device, row)) => {
@@ -136,12 +185,12 @@ impl Shard {
                 device
             }
             None if rows.devices.len() >= devices_max => {
-                return self.refuse_attach(session, Failure::new(ErrorCode::LimitReached));
+                return refused(ErrorCode::LimitReached);
             }
             None => {
                 let device = rows.devices.next_number();
                 let row = DeviceRow {
-                    installation: attach.installation,
+                    installation,
                     standing: DeviceStanding::Active,
                     last_seen_day: today,
                     rest: Default::default(),
@@ -151,7 +200,7 @@ impl Shard {
                 device
             }
         };
-        self.enter(uid, device, session, attach, writes);
+        Ok(Admitted { device, writes })
     }
 
     /// Makes the session; it lives once the rows of its user and device are stored.
@@ -161,7 +210,7 @@ impl Shard {
         device: DeviceId,
         session: SessionId,
         attach: Attach,
-        writes: Vec<crate::kv::Write>,
+        writes: Vec<Write>,
     ) {
         self.replace_session_of(uid, device);
         let expires_at_s = attach.identity.expires_at_s;

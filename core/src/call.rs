@@ -43,7 +43,9 @@ pub struct Call {
     pub request: CallRequest,
 }
 
-/// From which of its devices a user asks. One that was removed is refused (`revoked_token`).
+/// From which of its devices a user asks. One that was removed is refused (`revoked_token`). With a
+/// token that is bound to an installation it is that one: `None` stands for it, and any other than
+/// its `Installation` is refused (`invalid_token`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CallDevice {
     /// From none: sends carry device 0, which all such callers of a user share.

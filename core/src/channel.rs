@@ -7,9 +7,11 @@ use bytes::BytesMut;
 use chatring_wire::frame::{ChannelKind, Row};
 use chatring_wire::{Cid, ErrorCode, MemberNumber, Ordinal, Seq, Uid};
 
+use crate::call::Again;
 use crate::effect::{Origins, SendAnswer, SendRef, SendRequest, ShardMessage, Stored};
 use crate::keys;
 use crate::kv::{Order, RangeEnd, RangeRead, RangeRows, Read, ReadVersion, Rows, Version, Write};
+use crate::once::sent_row;
 use crate::placement::CANDIDATES;
 use crate::recent::{Entry, EntryState, Fingerprint, Forgetting, Recent, SendKey};
 use crate::sabotage::Break;
@@ -114,6 +116,16 @@ impl Channel {
             openers: Vec::new(),
             used: true,
         }
+    }
+
+    /// Everything up to here is stored.
+    pub(crate) fn stored_head(&self) -> Seq {
+        self.in_lane.front().map_or(self.head, |first| Seq(first.row.seq.0 - 1))
+    }
+
+    /// Whether every message above a position is in the map of recent ones.
+    pub(crate) fn remembers_above(&self, seq: Seq) -> bool {
+        self.recent.complete_from() <= seq
     }
 
     fn is_idle(&self) -> bool {
@@ -357,7 +369,7 @@ impl Shard {
         }
     }
 
-    fn take_send(&mut self, request: SendRequest, checked: Checked) {
+    pub(crate) fn take_send(&mut self, request: SendRequest, checked: Checked) {
         let breaks = self.config.breaks;
         let Some(ChannelSlot::Loaded(channel)) = self.channels.get_mut(&request.cid) else {
             return;
@@ -382,20 +394,26 @@ impl Shard {
         {
             return self.refuse(&request, ErrorCode::OutOfOrder);
         }
-        if request.base.next() < channel.floor {
+        let Some(base) = request.base else {
+            return match checked {
+                Checked::No if !breaks.has(Break::NoDedupe) => self.look_up(request),
+                Checked::No | Checked::UpToTheMap => self.store_send(request, member, fingerprint),
+            };
+        };
+        if base.next() < channel.floor {
             return self.refuse(&request, ErrorCode::RetryExpired);
         }
         let complete_from = channel.recent.complete_from();
-        if checked == Checked::No && request.base < complete_from && !breaks.has(Break::NoDedupe) {
-            let to = complete_from.min(Seq(request.base.0 + SCAN_ROWS_MAX));
-            return self.start_scan(request, to);
+        if checked == Checked::No && base < complete_from && !breaks.has(Break::NoDedupe) {
+            let to = complete_from.min(Seq(base.0 + SCAN_ROWS_MAX));
+            return self.start_scan(request, base, to);
         }
         self.store_send(request, member, fingerprint);
     }
 
-    fn start_scan(&mut self, request: SendRequest, to: Seq) {
+    fn start_scan(&mut self, request: SendRequest, after: Seq, to: Seq) {
         self.counters.dedupe_scans += 1;
-        let (cid, after) = (request.cid, request.base);
+        let cid = request.cid;
         if let Some(ChannelSlot::Loaded(channel)) = self.channels.get_mut(&cid) {
             channel.scanning = true;
             channel.waiting.push_front(Waiting::Send(request));
@@ -441,7 +459,7 @@ impl Shard {
             let same = Fingerprint::of(row.kind, &row.body)
                 == Fingerprint::of(request.kind, &request.body);
             let answer = if same {
-                SendAnswer::Stored { seq: row.seq, time_ms: row.time_ms }
+                SendAnswer::Stored { seq: row.seq, time_ms: row.time_ms, again: Again::Repeat }
             } else {
                 SendAnswer::Refused { code: ErrorCode::CmidReused, retry_after_ms: None }
             };
@@ -488,9 +506,12 @@ impl Shard {
         };
         let mut own_ordinal = channel.own_ordinal;
         own_ordinal[usize::from(member.0 != 0)] = row.ordinal;
-        let writes =
+        let mut writes =
             rows_of_message(&channel.row, request.cid, request.uid, &row, own_ordinal, store);
         let key = SendKey { uid: request.uid, device: request.device, cmid: request.cmid };
+        if request.base.is_none() && !self.config.breaks.has(Break::SentRowForgotten) {
+            writes.push(sent_row(&request, &row));
+        }
         if self.append(writes, Tag::Message(request.cid)).is_err() {
             return self.refuse(&request, ErrorCode::Busy);
         }
@@ -527,7 +548,6 @@ impl Shard {
             Some(EntryState::Stored) | None => Origins::default(),
         };
         self.counters.sends_stored += 1;
-        let answer = SendAnswer::Stored { seq: row.seq, time_ms: row.time_ms };
         for uid in pair {
             self.counters.notifications += 1;
             let own = if uid == key.uid { origins.clone() } else { Origins::default() };
@@ -535,8 +555,10 @@ impl Shard {
             let owner = self.owner_of(uid.vshard());
             self.tell_shard(owner, ShardMessage::Notify { uid, version, message });
         }
+        let (seq, time_ms, mut again) = (row.seq, row.time_ms, Again::First);
         for origin in origins.as_slice() {
-            self.answer(key.uid, *origin, cid, answer);
+            self.answer(key.uid, *origin, cid, SendAnswer::Stored { seq, time_ms, again });
+            again = Again::Repeat;
         }
     }
 
@@ -547,13 +569,13 @@ impl Shard {
         }
     }
 
-    fn refuse(&mut self, request: &SendRequest, code: ErrorCode) {
+    pub(crate) fn refuse(&mut self, request: &SendRequest, code: ErrorCode) {
         let retry_after_ms = (code == ErrorCode::Busy).then_some(BUSY_RETRY_MS);
         let answer = SendAnswer::Refused { code, retry_after_ms };
         self.answer(request.uid, request.origin, request.cid, answer);
     }
 
-    fn answer(&mut self, uid: Uid, origin: SendRef, cid: Cid, answer: SendAnswer) {
+    pub(crate) fn answer(&mut self, uid: Uid, origin: SendRef, cid: Cid, answer: SendAnswer) {
         let owner = self.owner_of(uid.vshard());
         self.tell_shard(owner, ShardMessage::Answer { origin, cid, answer });
     }
@@ -566,7 +588,7 @@ impl Shard {
 
 /// Whether a send was compared with what is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Checked {
+pub(crate) enum Checked {
     No,
     UpToTheMap,
 }
@@ -578,7 +600,11 @@ fn repeat_of(entry: &mut Entry, fingerprint: Fingerprint, origin: SendRef) -> Op
         return Some(SendAnswer::Refused { code, retry_after_ms: None });
     }
     match &mut entry.state {
-        EntryState::Stored => Some(SendAnswer::Stored { seq: entry.seq, time_ms: entry.time_ms }),
+        EntryState::Stored => Some(SendAnswer::Stored {
+            seq: entry.seq,
+            time_ms: entry.time_ms,
+            again: Again::Repeat,
+        }),
         EntryState::Pending(waiters) if waiters.as_slice().len() < WAITING_MAX => {
             waiters.push(origin);
             None

@@ -61,5 +61,15 @@ counters! {
     shard_queue_full: Counter, "sends refused because the queue to another shard was full";
     rate_limited: Counter, "requests refused by a user's token bucket";
     rows_damaged: Counter, "stored rows that did not parse";
+    calls: Gauge, "calls under way, parked ones among them";
+    calls_parked: Gauge, "syncs that wait for something new";
+    calls_taken: Counter, "calls taken";
+    calls_refused: Counter, "calls refused";
+    callers: Gauge, "users kept in memory for their calls";
+    call_syncs: Counter, "syncs of calls that read the user's inbox";
+    call_rows: Counter, "rows read for calls";
+    call_events: Counter, "events given to calls as they came";
+    feeds_lost: Counter, "times what a user was notified of was lost to a full queue";
+    sends_looked_up: Counter, "sends without a base that were looked up in the store";
     store_requests: Gauge, "store requests under way";
 }

@@ -7,6 +7,7 @@ use chatring_wire::{
 };
 use thiserror::Error;
 
+use crate::call::{Again, Call, CallId, CallResult};
 use crate::kv::{Completion, LaneId, Request, Ticket, Version};
 use crate::values::ValueError;
 
@@ -23,7 +24,7 @@ pub struct Now {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ShardId(pub u16);
 
-/// A live session. Given by the driver, never used twice within a process.
+/// A live session. Given by the driver, below 2^63, never used twice within a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SessionId(pub u64);
 
@@ -88,6 +89,18 @@ pub enum Input {
         /// Which session.
         session: SessionId,
     },
+    /// Somebody without a session asks for something, and this shard owns the candidate id.
+    Call {
+        /// The new call.
+        call: CallId,
+        /// Who asks for what.
+        what: Box<Call>,
+    },
+    /// Nobody waits for the answer to a call any more. What it began may still be carried out.
+    CallGone {
+        /// Which call.
+        call: CallId,
+    },
     /// The store answers.
     Store(Completion),
     /// Another shard of this node (or this one) sent something.
@@ -144,6 +157,23 @@ pub enum Effect {
         /// Where.
         to: ShardId,
     },
+    /// The answer to a call, which ends with it.
+    Answer {
+        /// Which call.
+        call: CallId,
+        /// The answer, or why there is none.
+        answer: Box<CallResult>,
+    },
+    /// The caller's candidate id is somebody else's: give the call to the shard that owns the next
+    /// candidate.
+    CallElsewhere {
+        /// Which call. It is gone from this shard.
+        call: CallId,
+        /// Who asks for what, with the next candidate.
+        what: Box<Call>,
+        /// Where.
+        to: ShardId,
+    },
     /// Nothing more can be promised: end the process.
     Fatal(FatalCause),
 }
@@ -165,13 +195,30 @@ pub enum FatalCause {
     StoreBroken,
 }
 
-/// A send that is open at a session's shard, as other shards name it.
+/// A send or other request that is open at a user's shard, as other shards name it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SendRef {
-    /// The session.
+    /// The session; for a call its number with the top bit set, which no session's has.
     pub session: SessionId,
     /// The request within the session.
     pub request: RequestId,
+}
+
+impl SendRef {
+    const CALL: u64 = 1 << 63;
+
+    /// Names a call.
+    pub const fn of_call(call: CallId) -> SendRef {
+        SendRef { session: SessionId(call.0 | Self::CALL), request: RequestId(0) }
+    }
+
+    /// The call, if it is one.
+    pub const fn call(self) -> Option<CallId> {
+        match self.session.0 & Self::CALL {
+            0 => None,
+            _ => Some(CallId(self.session.0 & !Self::CALL)),
+        }
+    }
 }
 
 /// What shards tell one another.
@@ -226,6 +273,15 @@ pub enum ShardMessage {
         /// Its version.
         version: Version,
     },
+    /// A member's shard tells the other one's that somebody is typing. A full queue drops it.
+    Typing {
+        /// The member that is told.
+        uid: Uid,
+        /// The channel.
+        cid: Cid,
+        /// Who is typing.
+        from: Uid,
+    },
     /// The receiver has taken in this many messages: the sender may send as many more.
     Credit {
         /// How many.
@@ -246,8 +302,8 @@ pub struct SendRequest {
     pub device: DeviceId,
     /// The message's own id.
     pub cmid: Cmid,
-    /// What the sender had seen of the channel.
-    pub base: Seq,
+    /// What the sender had seen of the channel; `None` if it does not say.
+    pub base: Option<Seq>,
     /// The send that must be known before this one.
     pub previous: Option<Cmid>,
     /// What kind of body.
@@ -265,6 +321,8 @@ pub enum SendAnswer {
         seq: Seq,
         /// Unix time in milliseconds.
         time_ms: u64,
+        /// Whether it was this send that stored it.
+        again: Again,
     },
     /// Surely not stored.
     Refused {

@@ -8,7 +8,8 @@
 //! ```
 
 use bytes::{BufMut, Bytes, BytesMut};
-use chatring_wire::{Cid, DeviceId, Seq, Uid};
+use chatring_wire::{Cid, Cmid, DeviceId, Seq, Uid};
+use ring::digest::{Context, SHA256};
 
 use crate::kv::KeyRange;
 
@@ -85,6 +86,16 @@ pub(crate) fn put_message(out: &mut BytesMut, cid: Cid, seq: Seq) {
 /// The messages from `from` to `to`, both included.
 pub fn messages(cid: Cid, from: Seq, to: Seq) -> KeyRange {
     KeyRange { start: message(cid, from), end: message(cid, Seq(to.0.saturating_add(1))) }
+}
+
+/// `10 cid k hash`: that a client message id of a device was used, for senders that give no base.
+/// The hash is the first 16 bytes of SHA-256(uid, device, cmid). Written by the channel's owner.
+pub fn sent(cid: Cid, uid: Uid, device: DeviceId, cmid: Cmid) -> Bytes {
+    let mut context = Context::new(&SHA256);
+    context.update(&uid.0.to_be_bytes());
+    context.update(&device.0.to_be_bytes());
+    context.update(&cmid.0);
+    id_key(cid.0, b'k', &context.finish().as_ref()[..16])
 }
 
 /// `12 I`: what all nodes of the deployment share. Written once, by the first shard that starts.

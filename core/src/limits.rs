@@ -35,6 +35,14 @@ pub struct ShardLimits {
     pub shard_queue_messages_max: u32,
     /// Time between audits of a live session.
     pub audit_ms: u64,
+    /// Calls under way at a shard, parked ones among them; above it they are refused as busy.
+    pub calls_max: usize,
+    /// Calls of a user that may be under way.
+    pub calls_per_user_max: u32,
+    /// Users that a shard keeps in memory for a while after their last call.
+    pub callers_kept_max: usize,
+    /// Events that a user's shard keeps for the user's next syncs.
+    pub feed_events_max: usize,
 }
 
 impl Default for ShardLimits {
@@ -55,6 +63,10 @@ impl Default for ShardLimits {
             recent_max: 256,
             shard_queue_messages_max: 8_192,
             audit_ms: 120_000,
+            calls_max: 65_536,
+            calls_per_user_max: 64,
+            callers_kept_max: 50_000,
+            feed_events_max: 64,
         }
     }
 }

@@ -25,9 +25,14 @@ impl Shard {
     pub(crate) fn mark(&mut self, id: SessionId, cid: Cid, read: Seq, received: Seq) {
         let Some(session) = self.sessions.get(&id) else { return };
         let uid = session.uid;
-        let Some(user) = self.users.get_mut(&uid) else { return };
+        self.mark_for(uid, cid, read, received);
+    }
+
+    /// Notes a marker, unless too many wait to be written.
+    pub(crate) fn mark_for(&mut self, uid: Uid, cid: Cid, read: Seq, received: Seq) -> MarkTaken {
+        let Some(user) = self.users.get_mut(&uid) else { return MarkTaken::No };
         if user.markers.len() >= MARKERS_MAX && !user.markers.contains_key(&cid) {
-            return;
+            return MarkTaken::No;
         }
         let marker = user.markers.entry(cid).or_insert(Marker {
             read: Seq(0),
@@ -39,6 +44,7 @@ impl Shard {
         if !std::mem::replace(&mut user.markers_due, true) {
             self.timers.set(self.now.mono_ms + WRITE_MS, Timer::Markers(uid));
         }
+        MarkTaken::Yes
     }
 
     /// Reads what the user's dirty markers depend on; the writing follows.
@@ -104,11 +110,13 @@ impl Shard {
             };
             self.push_marker(id, frame);
         }
+        self.feed_marker(uid, cid, &row);
         self.marker_done(uid, cid, read, row.received);
     }
 
     /// A marker is stored up to here, or needs no storing: forget it if it has not moved on.
     fn marker_done(&mut self, uid: Uid, cid: Cid, read: Seq, received: Seq) {
+        self.calls_marked(uid, cid, read, received);
         let Some(user) = self.users.get_mut(&uid) else { return };
         let Some(marker) = user.markers.get_mut(&cid) else { return };
         if marker.read > read || marker.received > received {
@@ -134,6 +142,13 @@ impl Shard {
             self.push(id, PUSH_BYTES, frame);
         }
     }
+}
+
+/// Whether a marker was noted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum MarkTaken {
+    Yes,
+    No,
 }
 
 /// The row that a marker leads to; `None` if it changes nothing or the user is not in the channel.

@@ -55,7 +55,13 @@ impl ShardQueue {
                 *entry = (*entry).max(newest);
                 Queued::Collapsed
             }
-            ShardMessage::Send(_) | ShardMessage::OpenDirect { .. } if !room => Queued::Refused,
+            ShardMessage::Send(_)
+            | ShardMessage::OpenDirect { .. }
+            | ShardMessage::Typing { .. }
+                if !room =>
+            {
+                Queued::Refused
+            }
             message => {
                 self.waiting.push_back(message);
                 Queued::Yes

@@ -2,12 +2,13 @@
 
 use bytes::Bytes;
 use chatring_wire::frame::{
-    Direction, Failure, Member, Page, RangeRequest, RequestId, Row, ServerFrame, SignOutScope,
-    UserRef,
+    Direction, Failure, Head, Member, Page, RangeRequest, RequestId, Row, ServerFrame,
+    SignOutScope, UserRef,
 };
 use chatring_wire::limits::{NAME_BYTES_MAX, ROWS_PER_FRAME_MAX, WHO_MEMBERS_MAX};
 use chatring_wire::{Cid, CloseCode, ErrorCode, MemberNumber, Seq, Uid};
 
+use crate::calls::{Listing, Then};
 use crate::effect::{SendRef, SessionId, ShardMessage};
 use crate::keys;
 use crate::kv::{Order, RangeEnd, RangeRead, Read, ReadVersion, Rows};
@@ -27,6 +28,12 @@ pub(crate) enum RequestStep {
     OpenPeer { candidates: Vec<Uid>, wanted: Option<(String, String)> },
     /// The opener's own rows of the channel.
     OpenRows { cid: Cid },
+    /// The rows of a channel that a call speaks of.
+    CallRows { cid: Cid, then: Then },
+    /// A page of a user's channels.
+    CallList,
+    /// What views of these channels show.
+    CallViews(Vec<Head>, Listing),
     /// Messages and the channel that they belong to.
     Range(RangeRequest),
     /// The channel whose members are asked for.
@@ -53,8 +60,10 @@ impl Shard {
     }
 
     /// Ends a request with its answer, if anybody still waits for it.
-    fn end_request(&mut self, origin: SendRef, answer: Result<ServerFrame, ErrorCode>) {
-        let Some(session) = self.sessions.get_mut(&origin.session) else { return };
+    pub(crate) fn end_request(&mut self, origin: SendRef, answer: Result<ServerFrame, ErrorCode>) {
+        let Some(session) = self.sessions.get_mut(&origin.session) else {
+            return self.end_call_request(origin, answer);
+        };
         let open = session.requests.len();
         session.requests.retain(|request| *request != origin.request);
         if session.requests.len() == open {
@@ -69,7 +78,12 @@ impl Shard {
     }
 
     pub(crate) fn open(&mut self, id: SessionId, request: RequestId, with: UserRef) {
-        let Some(origin) = self.begin_request(id, request) else { return };
+        if let Some(origin) = self.begin_request(id, request) {
+            self.open_for(origin, with);
+        }
+    }
+
+    pub(crate) fn open_for(&mut self, origin: SendRef, with: UserRef) {
         let key = &self.ready().key;
         let (candidates, wanted) = match with {
             UserRef::Uid(uid) => (vec![uid], None),
@@ -91,9 +105,15 @@ impl Shard {
     }
 
     pub(crate) fn request_rows(&mut self, origin: SendRef, step: RequestStep, rows: Rows) {
-        let Some(session) = self.sessions.get(&origin.session) else { return };
-        let uid = session.uid;
+        let Some(uid) = self.asker(origin) else { return };
         let answer = match step {
+            RequestStep::CallRows { cid, then } => {
+                return self.call_rows_read(origin, uid, cid, then, rows);
+            }
+            RequestStep::CallList => return self.call_list_read(origin, rows),
+            RequestStep::CallViews(heads, listing) => {
+                return self.call_views_read(origin, heads, listing, rows);
+            }
             RequestStep::OpenPeer { candidates, wanted } => {
                 match find_user(&candidates, wanted.as_ref(), rows) {
                     Ok(Some(peer)) => return self.open_with(origin, uid, peer),
@@ -121,6 +141,14 @@ impl Shard {
         }
     }
 
+    /// The user who asks, if it still waits for the answer.
+    fn asker(&self, origin: SendRef) -> Option<Uid> {
+        match origin.call() {
+            Some(call) => self.calls.get(&call).map(|call| call.uid),
+            None => self.sessions.get(&origin.session).map(|session| session.uid),
+        }
+    }
+
     fn open_with(&mut self, origin: SendRef, uid: Uid, peer: Uid) {
         if uid == peer {
             return self.end_request(origin, Err(ErrorCode::SelfChannel));
@@ -135,12 +163,11 @@ impl Shard {
 
     /// The channel's owner has found or made it: now the opener's own rows of it.
     pub(crate) fn channel_opened(&mut self, origin: SendRef, result: Result<Cid, ErrorCode>) {
-        let Some(session) = self.sessions.get(&origin.session) else { return };
+        let Some(uid) = self.asker(origin) else { return };
         let cid = match result {
             Ok(cid) => cid,
             Err(code) => return self.end_request(origin, Err(code)),
         };
-        let uid = session.uid;
         let read = Read {
             gets: vec![keys::channel(cid), keys::inbox(uid, cid), keys::marker(uid, cid)],
             ranges: Vec::new(),
@@ -150,7 +177,12 @@ impl Shard {
     }
 
     pub(crate) fn range(&mut self, id: SessionId, range: RangeRequest) {
-        let Some(origin) = self.begin_request(id, range.request) else { return };
+        if let Some(origin) = self.begin_request(id, range.request) {
+            self.range_for(origin, range);
+        }
+    }
+
+    pub(crate) fn range_for(&mut self, origin: SendRef, range: RangeRequest) {
         if range.from.0 == 0 || range.from > range.to {
             return self.end_request(origin, Err(ErrorCode::Invalid));
         }
@@ -204,9 +236,14 @@ impl Shard {
 
     /// Makes tokens or a device invalid; the sessions end once that is stored.
     pub(crate) fn sign_out(&mut self, id: SessionId, request: RequestId, scope: SignOutScope) {
-        let Some(origin) = self.begin_request(id, request) else { return };
-        let Some(session) = self.sessions.get(&id) else { return };
-        let (uid, store) = (session.uid, self.ready().store);
+        if let Some(origin) = self.begin_request(id, request) {
+            self.sign_out_for(origin, scope);
+        }
+    }
+
+    pub(crate) fn sign_out_for(&mut self, origin: SendRef, scope: SignOutScope) {
+        let Some(uid) = self.asker(origin) else { return };
+        let store = self.ready().store;
         let next_s = self.now.unix_ms / 1_000 + 1;
         if !self.lane.as_ref().is_some_and(|lane| lane.has_room()) {
             return self.end_request(origin, Err(ErrorCode::Busy));
@@ -245,6 +282,7 @@ impl Shard {
         };
         let ids = user.sessions.iter().copied().filter(ended).collect();
         self.end_sessions(ids, CloseCode::Auth);
+        self.end_calls_of(uid, scope, revoked_before_s);
     }
 }
 
@@ -265,7 +303,12 @@ fn find_user(
     Ok(None)
 }
 
-fn opened(request: RequestId, uid: Uid, cid: Cid, rows: Rows) -> Result<ServerFrame, ValueError> {
+pub(crate) fn opened(
+    request: RequestId,
+    uid: Uid,
+    cid: Cid,
+    rows: Rows,
+) -> Result<ServerFrame, ValueError> {
     let [channel, inbox, marker]: [Option<Bytes>; 3] =
         rows.gets.try_into().map_err(|_| ValueError::Damaged)?;
     let channel = ChannelRow::decode(channel.ok_or(ValueError::Damaged)?)?;

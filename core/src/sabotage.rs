@@ -31,6 +31,12 @@ pub enum Break {
     OutOfOrderAccepted,
     /// A page does not say that rows are missing below it.
     GapNotMarked,
+    /// The client message id of a send without a base is not kept.
+    SentRowForgotten,
+    /// The position in a call's cursor goes with the messages that were notified.
+    PositionMovedByNews,
+    /// Parked calls are not told of a message.
+    WakeUpDropped,
 }
 
 impl Break {
@@ -61,6 +67,9 @@ impl Break {
             Break::VersionFromClock => "version-from-clock",
             Break::OutOfOrderAccepted => "out-of-order-accepted",
             Break::GapNotMarked => "gap-not-marked",
+            Break::SentRowForgotten => "sent-row-forgotten",
+            Break::PositionMovedByNews => "position-moved-by-news",
+            Break::WakeUpDropped => "wake-up-dropped",
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
-use chatring_wire::frame::{Failure, RequestId, Send, ServerFrame};
+use chatring_wire::frame::{Failure, MessageKind, RequestId, Send, ServerFrame};
 use chatring_wire::limits::BODY_BYTES_MAX;
 use chatring_wire::{Cid, ClientFrame, CloseCode, Cmid, DeviceId, ErrorCode, Uid};
 use rustc_hash::FxHashMap;
@@ -30,7 +30,7 @@ const PUSH_OVERHEAD_BYTES: u32 = 16;
 /// Notifications that wait until a session's first read tells which of them it covers.
 const HELD_MAX: usize = 256;
 /// Where reconnecting clients spread when the node drains.
-const DRAIN_SPREAD_MS: u32 = 2_000;
+pub(crate) const DRAIN_SPREAD_MS: u32 = 2_000;
 /// When a request that met a full queue is worth another try.
 pub(crate) const BUSY_RETRY_MS: u32 = 50;
 
@@ -217,12 +217,8 @@ impl Shard {
         let now_ms = self.now.mono_ms;
         let Some(session) = self.sessions.get_mut(&id) else { return };
         let (request, uid) = (send.request, session.uid);
-        if send.body.len() > BODY_BYTES_MAX {
-            return self.refuse_request(id, request, Failure::new(ErrorCode::BodyTooLarge));
-        }
-        // Later versions give the other kinds a meaning, which nobody may forge today.
-        if !send.kind.counts_as_unread() {
-            return self.refuse_request(id, request, Failure::new(ErrorCode::Invalid));
+        if let Err(code) = check_message(send.kind, &send.body) {
+            return self.refuse_request(id, request, Failure::new(code));
         }
         if self.draining {
             let failure = Failure::new(ErrorCode::Draining).retry_after(DRAIN_SPREAD_MS);
@@ -266,7 +262,7 @@ impl Shard {
             uid,
             device,
             cmid: send.cmid,
-            base: send.base,
+            base: Some(send.base),
             previous: before.map(|(cmid, _)| cmid),
             kind: send.kind,
             body: send.body,
@@ -280,9 +276,16 @@ impl Shard {
 
     /// Counts a request against the rate of the session's user.
     pub(crate) fn take_token(&mut self, id: SessionId) -> Result<(), Failure> {
+        match self.sessions.get(&id).map(|session| session.uid) {
+            Some(uid) => self.take_token_of(uid),
+            None => Ok(()),
+        }
+    }
+
+    /// Counts a request against the rate of a user.
+    pub(crate) fn take_token_of(&mut self, uid: Uid) -> Result<(), Failure> {
         let (now_ms, limits) = (self.now.mono_ms, &self.config.limits);
-        let uid = self.sessions.get(&id).map(|session| session.uid);
-        let Some(user) = uid.and_then(|uid| self.users.get_mut(&uid)) else { return Ok(()) };
+        let Some(user) = self.users.get_mut(&uid) else { return Ok(()) };
         let taken = user.bucket.take(now_ms, limits.sends_per_second, limits.sends_burst);
         taken.map_err(|wait_ms| {
             self.counters.rate_limited += 1;
@@ -309,12 +312,14 @@ impl Shard {
     /// The channel's owner answers a send.
     pub(crate) fn send_answered(&mut self, origin: SendRef, cid: Cid, answer: SendAnswer) {
         let SendRef { session: id, request } = origin;
-        let Some(session) = self.sessions.get_mut(&id) else { return };
+        let Some(session) = self.sessions.get_mut(&id) else {
+            return self.call_send_answered(origin, answer);
+        };
         if session.sends.remove(&request).is_none() {
             return;
         }
         match answer {
-            SendAnswer::Stored { seq, time_ms } => {
+            SendAnswer::Stored { seq, time_ms, .. } => {
                 self.send(id, ServerFrame::Sent { request, cid, seq, time_ms });
             }
             SendAnswer::Refused { code, retry_after_ms } => {
@@ -388,6 +393,9 @@ impl Shard {
         if let Some(user) = self.users.get_mut(&uid) {
             debug_assert!(user.sessions.is_empty(), "a delivery signs nobody in");
             user.sessions = sessions;
+            if user.calls.is_some() {
+                self.feed_message(uid, version, message);
+            }
         }
     }
 
@@ -397,6 +405,7 @@ impl Shard {
         for id in user.sessions.clone() {
             self.fall_behind(id);
         }
+        self.feed_lost(uid);
     }
 
     /// Pushes a message to a session, or keeps it for later, or lets the session fall behind.
@@ -593,14 +602,24 @@ impl Shard {
         for uid in users {
             self.write_markers(uid);
         }
+        self.end_parked();
     }
+}
+
+/// Whether anybody may send this.
+pub(crate) fn check_message(kind: MessageKind, body: &Bytes) -> Result<(), ErrorCode> {
+    if body.len() > BODY_BYTES_MAX {
+        return Err(ErrorCode::BodyTooLarge);
+    }
+    // Later versions give the other kinds a meaning, which nobody may forge today.
+    if kind.counts_as_unread() { Ok(()) } else { Err(ErrorCode::Invalid) }
 }
 
 /// A text goes as it is; a message whose fields the client needs goes with all of them.
 fn push_frame(session: &Session, message: &Stored) -> ServerFrame {
     let Stored { cid, uid, row, .. } = message;
     let own_device = *uid == session.uid && row.device == session.device;
-    if row.kind == chatring_wire::frame::MessageKind::TEXT && !own_device {
+    if row.kind == MessageKind::TEXT && !own_device {
         ServerFrame::Text {
             cid: *cid,
             seq: row.seq,

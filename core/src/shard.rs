@@ -10,13 +10,17 @@ use chatring_wire::{Cid, CloseCode, ErrorCode, HistoryId, Uid, Vshard};
 use rustc_hash::FxHashMap;
 
 use crate::boot::Boot;
+use crate::call::CallId;
+use crate::calls::OpenCall;
 use crate::channel::{ChannelSlot, LoadStep};
 use crate::counters::Counters;
 use crate::effect::{Effect, FatalCause, Input, Now, SendRef, SessionId, ShardId, ShardMessage};
 use crate::kv::{Completion, Limits, Outcome, Read, Request, Rows, Ticket, Version, Write};
 use crate::lane::{Append, Lane, LaneOp, LaneOutput};
 use crate::limits::ShardLimits;
+use crate::once::LookUp;
 use crate::placement::{DeploymentKey, shard_of};
+use crate::poll::PollStep;
 use crate::queue::{Queued, ShardQueue};
 use crate::request::RequestStep;
 use crate::sabotage::Breaks;
@@ -74,6 +78,8 @@ pub struct Shard {
     /// Sessions that wait for their user's rows.
     pub(crate) attaching: FxHashMap<SessionId, Uid>,
     pub(crate) users: FxHashMap<Uid, Box<User>>,
+    pub(crate) calls: FxHashMap<CallId, OpenCall>,
+    pub(crate) feeds_made: u64,
     pub(crate) channels: FxHashMap<Cid, ChannelSlot>,
     pub(crate) channel_clock: VecDeque<Cid>,
     pub(crate) timers: Timers,
@@ -100,6 +106,8 @@ pub(crate) enum Tag {
     SignIn(Uid, SessionId),
     /// A user's markers of a channel.
     Marker(Uid, Cid),
+    /// The rows of a caller's user and device.
+    CallSignIn(Uid, CallId),
     /// A user's or device's revocation.
     SignOut(Uid, SendRef, SignOutScope),
 }
@@ -129,6 +137,10 @@ pub(crate) enum Asker {
     Request(SendRef, RequestStep),
     /// A user's markers of a channel.
     Marker(Uid, Cid),
+    /// A send without a base.
+    LookUp(Box<LookUp>),
+    /// A sync of a call.
+    Poll(CallId, PollStep),
 }
 
 impl Shard {
@@ -146,6 +158,8 @@ impl Shard {
             sessions: FxHashMap::default(),
             attaching: FxHashMap::default(),
             users: FxHashMap::default(),
+            calls: FxHashMap::default(),
+            feeds_made: 0,
             channels: FxHashMap::default(),
             channel_clock: VecDeque::new(),
             timers: Timers::default(),
@@ -175,6 +189,8 @@ impl Shard {
                 self.session_refreshed(session, request, identity);
             }
             Input::Detached { session } => self.remove_session(session),
+            Input::Call { call, what } => self.call(call, what),
+            Input::CallGone { call } => self.call_gone(call),
             Input::Store(completion) => self.completed(completion),
             Input::Shard { from, messages } => self.received(from, messages),
             Input::Drain => self.drain(),
@@ -325,6 +341,8 @@ impl Shard {
             Asker::Sync(session, step) => self.sync_rows(session, step, rows),
             Asker::Request(origin, step) => self.request_rows(origin, step, rows),
             Asker::Marker(uid, cid) => self.marker_rows(uid, cid, rows),
+            Asker::LookUp(look_up) => self.looked_up(*look_up, rows),
+            Asker::Poll(call, step) => self.poll_rows(call, step, rows),
         }
     }
 
@@ -373,6 +391,7 @@ impl Shard {
             Tag::Channel(cid) => self.channel_stored(cid),
             Tag::SignIn(uid, session) => self.sign_in_stored(uid, session),
             Tag::Marker(uid, cid) => self.marker_stored(uid, cid),
+            Tag::CallSignIn(uid, call) => self.call_sign_in_stored(uid, call),
             Tag::SignOut(uid, origin, scope) => self.sign_out_stored(uid, origin, scope),
         }
     }
@@ -405,6 +424,7 @@ impl Shard {
                 self.notified(uid, version, &message);
             }
             ShardMessage::NotifyCollapsed { uid, .. } => self.notifications_lost(uid),
+            ShardMessage::Typing { uid, cid, from } => self.feed_typing(uid, cid, from),
             ShardMessage::Credit { .. } => {}
         }
     }
@@ -415,6 +435,8 @@ impl Shard {
                 Timer::Boot => self.start_boot(),
                 Timer::Session(id, kind) => self.session_timer(id, kind),
                 Timer::Markers(uid) => self.write_markers(uid),
+                Timer::Call(call) => self.call_is_late(call),
+                Timer::Caller(uid) => self.let_caller_go(uid),
                 Timer::Retry(ticket) => {
                     if let Some(Asked { by, read: Some(read) }) = self.asked.remove(&ticket) {
                         self.read(by, read);

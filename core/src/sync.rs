@@ -42,14 +42,14 @@ const CHANGED_MAX: usize = 1_024;
 /// Channels of which a sync gives messages; of the others it gives heads.
 const PAGES_MAX: usize = 64;
 /// Messages in one page.
-const PAGE_ROWS_MAX: u32 = 20;
+pub(crate) const PAGE_ROWS_MAX: u32 = 20;
 /// Channels whose pages are read at once.
 const PAGES_PER_READ: usize = 8;
 /// Bytes of messages in a page or in the answer to a range, so that every client's largest frame
 /// holds one.
 pub(crate) const PAGE_BYTES_MAX: usize = BODY_BYTES_MAX + 1024;
 /// Bytes after which a sync waits for `more`.
-const PART_BYTES_MAX: usize = 64 * 1024;
+pub(crate) const PART_BYTES_MAX: usize = 64 * 1024;
 /// What a head costs on the wire, at most.
 const HEAD_BYTES: usize = 80;
 /// What a row costs on the wire besides its body, at most.
@@ -99,15 +99,17 @@ enum Next {
     Done,
 }
 
+/// A channel that changed since a position.
 #[derive(Clone, Copy, Debug)]
-struct Changed {
-    head: Head,
-    stamp: RowStamp,
-    messages: MessagesChanged,
+pub(crate) struct Changed {
+    pub(crate) head: Head,
+    pub(crate) stamp: RowStamp,
+    pub(crate) messages: MessagesChanged,
 }
 
+/// Whether it has other messages, or only other markers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum MessagesChanged {
+pub(crate) enum MessagesChanged {
     Yes,
     No,
 }
@@ -522,15 +524,15 @@ impl Shard {
 }
 
 /// A slice of a user's inbox, joined with the markers.
-struct Slice {
-    channels: Vec<(Cid, InboxRow, Option<MarkerRow>)>,
+pub(crate) struct Slice {
+    pub(crate) channels: Vec<(Cid, InboxRow, Option<MarkerRow>)>,
     /// The last channel that the slice has read of both kinds.
-    last: Option<Cid>,
-    end: RangeEnd,
+    pub(crate) last: Option<Cid>,
+    pub(crate) end: RangeEnd,
 }
 
 /// Joins inbox and marker rows by channel, up to where both were read.
-fn join(rows: Rows) -> Result<Slice, ValueError> {
+pub(crate) fn join(rows: Rows) -> Result<Slice, ValueError> {
     let [inbox, markers]: [RangeRows; 2] =
         rows.ranges.try_into().map_err(|_| ValueError::Damaged)?;
     let read_to = |range: &RangeRows| match (range.end, range.rows.last()) {
@@ -560,7 +562,7 @@ fn join(rows: Rows) -> Result<Slice, ValueError> {
 }
 
 /// The channel as the user sees it, if it changed since the position.
-fn changed(
+pub(crate) fn changed(
     cid: Cid,
     inbox: &InboxRow,
     marker: Option<&MarkerRow>,

@@ -5,6 +5,7 @@ use std::num::NonZeroU64;
 
 use chatring_wire::Uid;
 
+use crate::call::CallId;
 use crate::effect::SessionId;
 use crate::kv::Ticket;
 
@@ -17,6 +18,10 @@ pub(crate) enum Timer {
     Session(SessionId, SessionTimer),
     /// The user's markers are to be written.
     Markers(Uid),
+    /// A call has waited long enough.
+    Call(CallId),
+    /// A user may be kept for calls no longer.
+    Caller(Uid),
     /// A read that the store did not answer is to be submitted again.
     Retry(Ticket),
 }
@@ -45,6 +50,13 @@ pub(crate) struct TimerKey {
     at_ms: u64,
     /// Never 0, so that a timer that is not set costs a session no more room than one that is.
     number: NonZeroU64,
+}
+
+impl TimerKey {
+    /// When it is due.
+    pub(crate) const fn at_ms(self) -> u64 {
+        self.at_ms
+    }
 }
 
 /// Timers in the order of their times; those of one time in the order in which they were set.

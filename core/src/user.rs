@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use chatring_wire::{Cid, DeviceId, InstallationId, Ordinal, Seq};
 use rustc_hash::FxHashMap;
 
+use crate::calls::Caller;
 use crate::effect::{Attach, SessionId};
 use crate::values::{DeviceRow, MarkerRow, UserRow};
 
@@ -32,6 +33,8 @@ pub(crate) struct User {
     seen: FxHashMap<Cid, Seq>,
     /// What the user may still send.
     pub(crate) bucket: TokenBucket,
+    /// Its calls, and what they are told; `None` while nobody calls.
+    pub(crate) calls: Option<Box<Caller>>,
 }
 
 /// A user's own rows.
@@ -82,6 +85,7 @@ impl User {
             markers_due: false,
             seen: FxHashMap::default(),
             bucket: TokenBucket { tokens: f64::from(sends_burst), at_ms: now_ms },
+            calls: None,
         }
     }
 
@@ -96,6 +100,7 @@ impl User {
             && self.sessions.is_empty()
             && self.sign_ins_in_lane == 0
             && self.markers.is_empty()
+            && self.calls.is_none()
     }
 
     /// Notes a notification.
@@ -122,6 +127,11 @@ impl Devices {
     pub(crate) fn of(&self, installation: InstallationId) -> Option<(DeviceId, &DeviceRow)> {
         let (device, row) = self.0.iter().find(|(_, row)| row.installation == installation)?;
         Some((*device, row))
+    }
+
+    pub(crate) fn get(&self, device: DeviceId) -> Option<&DeviceRow> {
+        let index = self.0.binary_search_by_key(&device, |(device, _)| *device).ok()?;
+        Some(&self.0[index].1)
     }
 
     pub(crate) fn get_mut(&mut self, device: DeviceId) -> Option<&mut DeviceRow> {

@@ -13,6 +13,7 @@ use chatring_wire::frame::{ChannelKind, MessageKind, Row};
 use chatring_wire::{
     Cmid, DeviceId, HistoryId, InstallationId, MemberNumber, Ordinal, Seq, Uid, varint,
 };
+use ring::digest::{Context, SHA256};
 use thiserror::Error;
 
 use crate::cursor::Position;
@@ -202,6 +203,17 @@ pub struct MarkerRow {
     pub received: Seq,
     /// What a later build has added.
     pub rest: Bytes,
+}
+
+/// `10 cid k hash`: a client message id that was used without a base.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SentRow {
+    /// Position of the message.
+    pub seq: Seq,
+    /// Its time.
+    pub time_ms: u64,
+    /// Tells another body from a repeat: see [`SentRow::print`].
+    pub print: [u8; 16],
 }
 
 /// `10 cid x seq`: a message.
@@ -410,6 +422,37 @@ impl InboxRow {
             ordinal: Ordinal(number(&mut input)?),
             own_ordinal: Ordinal(number(&mut input)?),
             rest: input,
+        })
+    }
+}
+
+impl SentRow {
+    /// The first 16 bytes of SHA-256(kind, body).
+    pub fn print(kind: MessageKind, body: &[u8]) -> [u8; 16] {
+        let mut context = Context::new(&SHA256);
+        context.update(&[kind.0]);
+        context.update(body);
+        let mut print = [0; 16];
+        print.copy_from_slice(&context.finish().as_ref()[..16]);
+        print
+    }
+
+    /// The value.
+    pub fn encode(&self) -> Bytes {
+        let mut out = start(40);
+        put(&mut out, self.seq.0);
+        put(&mut out, self.time_ms);
+        out.put_slice(&self.print);
+        out.freeze()
+    }
+
+    /// From a value.
+    pub fn decode(value: Bytes) -> Result<SentRow, ValueError> {
+        let mut input = open(value)?;
+        Ok(SentRow {
+            seq: Seq(number(&mut input)?),
+            time_ms: number(&mut input)?,
+            print: array(&mut input)?,
         })
     }
 }

@@ -15,7 +15,7 @@ use tracing::warn;
 use crate::auth::{self, Verifier};
 use crate::config::Config;
 use crate::gateway::{
-    self, Gateway, GatewayConfig, GatewayCounters, HttpSink, REFUSED_MAX, StoreSink,
+    self, Calls, Gateway, GatewayConfig, GatewayCounters, HttpSink, REFUSED_MAX, StoreSink,
 };
 use crate::held::HELD;
 use crate::limits::STORE_FILES_MAX;
@@ -95,6 +95,13 @@ impl EmbeddedNode {
 
     fn with<T>(&self, act: impl FnOnce(&Running) -> T) -> Option<T> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(act)
+    }
+}
+
+impl EmbeddedNode {
+    /// Where callers without a session turn to; `None` once the node drains.
+    pub fn calls(&self) -> Option<Calls> {
+        self.with(|running| running.gateway.calls())
     }
 }
 

@@ -106,6 +106,14 @@ pub struct Limits {
     pub recent_max: usize,
     /// Messages that may be under way from one shard to another.
     pub shard_queue_messages_max: u32,
+    /// Calls under way at a shard, parked ones among them.
+    pub calls_max: usize,
+    /// Calls of a user that may be under way.
+    pub calls_per_user_max: u32,
+    /// Users that a shard keeps in memory for a while after their last call.
+    pub callers_kept_max: usize,
+    /// Events that a user's shard keeps for the user's next syncs.
+    pub feed_events_max: usize,
     /// Connections of clients.
     pub connections_max: usize,
     /// Connections of one address (IPv6: of one /64).
@@ -149,6 +157,10 @@ impl Limits {
             channels_in_memory_max: self.channels_in_memory_max,
             recent_max: self.recent_max,
             shard_queue_messages_max: self.shard_queue_messages_max,
+            calls_max: self.calls_max,
+            calls_per_user_max: self.calls_per_user_max,
+            callers_kept_max: self.callers_kept_max,
+            feed_events_max: self.feed_events_max,
         }
     }
 
@@ -194,6 +206,10 @@ impl Default for Limits {
             channels_in_memory_max: shard.channels_in_memory_max,
             recent_max: shard.recent_max,
             shard_queue_messages_max: shard.shard_queue_messages_max,
+            calls_max: shard.calls_max,
+            calls_per_user_max: shard.calls_per_user_max,
+            callers_kept_max: shard.callers_kept_max,
+            feed_events_max: shard.feed_events_max,
             connections_max: gateway.connections_max,
             connections_per_ip_max: gateway.connections_per_ip_max,
             handshakes_max: gateway.handshakes_max,

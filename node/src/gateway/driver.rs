@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use chatring_core::call::CallId;
 use chatring_core::effect::{Attach, Effect, Input, Now, ShardId, ShardMessage};
 use chatring_core::kv::{Completion, Kv, Limits};
 use chatring_core::limits::ShardLimits;
@@ -13,6 +14,7 @@ use ring::rand::{SecureRandom, SystemRandom};
 
 use super::StoreSink;
 use super::admission::Permit;
+use super::calls::Asked;
 use super::connection::Talk;
 use super::limits::HANDOVERS_WAITING_MAX;
 use crate::rt::{Post, Released};
@@ -24,6 +26,10 @@ pub enum Message {
     Completed,
     /// Another shard's machine.
     Shard { from: ShardId, messages: Vec<ShardMessage> },
+    /// Somebody without a session asks for something.
+    Call(Box<Asked>),
+    /// Nobody waits for the answer to a call any more.
+    CallGone(CallId),
     /// A connection whose user belongs here.
     Handover(Box<Handover>),
     /// The node is about to stop.
@@ -218,6 +224,11 @@ impl Driver {
     /// Queues a connection for another shard, which has room.
     pub fn hand_over(&mut self, to: ShardId, handover: Box<Handover>) {
         self.waiting[usize::from(to.0)].push_back(Message::Handover(handover));
+    }
+
+    /// Queues something else for another shard, which has room.
+    pub fn pass_on(&mut self, to: ShardId, message: Message) {
+        self.waiting[usize::from(to.0)].push_back(message);
     }
 
     /// Takes the store's answers.

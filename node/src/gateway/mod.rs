@@ -10,6 +10,7 @@
 //! through their inboxes, and the store answers into a queue that is emptied each turn.
 
 mod admission;
+mod calls;
 mod connection;
 mod driver;
 mod limits;
@@ -18,7 +19,7 @@ mod shard;
 
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicU16, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -28,6 +29,7 @@ use chatring_core::limits::ShardLimits;
 use thiserror::Error;
 
 pub use crate::rt::{Driver, StartError};
+pub use calls::Calls;
 pub use limits::{GatewayLimits, REFUSED_MAX};
 pub use metrics::{GatewayCounters, ShardMetrics};
 
@@ -120,6 +122,7 @@ pub fn start(
         limits: config.limits.clone(),
         verifier,
         http,
+        key: OnceLock::new(),
         admission: Admission::new(&config.limits),
         ready: AtomicU16::new(0),
         drained: AtomicU16::new(0),
@@ -154,6 +157,11 @@ impl Gateway {
     /// What moves the bytes of its sockets, and why that one if it was not the first choice.
     pub fn driver(&self) -> &str {
         self.runtime.driver()
+    }
+
+    /// Where callers without a session turn to.
+    pub fn calls(&self) -> Calls {
+        Calls::new(self.runtime.posts(), self.shared.clone())
     }
 
     /// Waits until every shard has read what it needs from the store and accepts.

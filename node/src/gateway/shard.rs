@@ -3,10 +3,11 @@
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU16, Ordering};
-use std::sync::{Arc, Mutex, TryLockError};
+use std::sync::{Arc, Mutex, OnceLock, TryLockError};
 
+use chatring_core::call::CallId;
 use chatring_core::effect::{Attach, Effect, Input, Now, SessionId, ShardId};
-use chatring_core::placement::shard_of;
+use chatring_core::placement::{DeploymentKey, shard_of};
 use chatring_wire::frame::{Failure, Hello};
 use chatring_wire::limits::FRAME_BYTES_MIN;
 use chatring_wire::ws::HttpStatus;
@@ -14,6 +15,7 @@ use chatring_wire::{ClientFrame, CloseCode, ErrorCode, ServerFrame};
 use rustc_hash::FxHashMap;
 
 use super::admission::{Admission, Permit};
+use super::calls::Reply;
 use super::connection::{Item, Opened, Opening, Talk, Wrong, refusal};
 use super::driver::{Driver, Handover, Message};
 use super::limits::{
@@ -30,6 +32,8 @@ pub struct Shared {
     pub limits: GatewayLimits,
     pub verifier: Arc<dyn TokenVerifier>,
     pub http: HttpSink,
+    /// Derives ids; not there before a shard is ready.
+    pub key: OnceLock<DeploymentKey>,
     pub admission: Arc<Admission>,
     /// Shards that may attach sessions.
     pub ready: AtomicU16,
@@ -98,10 +102,12 @@ enum Stage {
 
 /// The handler of a shard.
 pub struct GatewayShard {
-    driver: Driver,
+    pub(super) driver: Driver,
     shared: Arc<Shared>,
     conns: Vec<Option<Connection>>,
     sessions: FxHashMap<SessionId, ConnId>,
+    /// Who waits for the answers to the machine's calls; as many as those.
+    pub(super) replies: FxHashMap<CallId, Reply>,
     sessions_given: u64,
     /// Connections with frames that are to be written.
     dirty: Vec<ConnId>,
@@ -121,6 +127,7 @@ impl GatewayShard {
             shared,
             conns: Vec::new(),
             sessions: FxHashMap::default(),
+            replies: FxHashMap::default(),
             sessions_given: 0,
             dirty: Vec::new(),
             opening: VecDeque::new(),
@@ -206,6 +213,8 @@ impl Handler for GatewayShard {
                 Message::Shard { from, messages } => {
                     self.step(io, Input::Shard { from, messages });
                 }
+                Message::Call(asked) => self.call(io, *asked),
+                Message::CallGone(call) => self.call_gone(io, call),
                 Message::Handover(handover) => self.take_over(io, *handover),
                 Message::Drain => self.drain(io),
                 Message::CloseAll => self.close_all(io),
@@ -432,7 +441,7 @@ impl GatewayShard {
 
     /// Steps the machine and carries out what it wants, to the end. An input that comes up on the
     /// way waits until then.
-    fn step(&mut self, io: &mut Io, input: Input) {
+    pub(super) fn step(&mut self, io: &mut Io, input: Input) {
         self.driver.later(input);
         if !self.driver.begin() {
             return;
@@ -454,6 +463,8 @@ impl GatewayShard {
                     self.begin_close(io, id, |talk, out| talk.close(code, out));
                 }
             }
+            Effect::Answer { call, answer } => self.answer(call, *answer),
+            Effect::CallElsewhere { call, what, to } => self.call_elsewhere(call, what, to),
             Effect::Rehome { session, attach, to } => {
                 let Some(id) = self.sessions.remove(&session) else { return };
                 self.hand_over(io, id, to, attach);
@@ -598,6 +609,10 @@ impl GatewayShard {
             }
             Stage::Starting if self.driver.machine().deployment().is_some() => {
                 self.stage = Stage::Ready;
+                if let Some(deployment) = self.driver.machine().deployment() {
+                    // All shards have the same one.
+                    shared.key.get_or_init(|| deployment.key.clone());
+                }
                 shared.ready.fetch_add(1, Ordering::AcqRel);
             }
             Stage::Ready if shared.ready.load(Ordering::Acquire) == shared.shards => {

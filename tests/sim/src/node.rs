@@ -231,6 +231,8 @@ impl Node {
                     self.homes.insert(session, usize::from(to.0));
                     self.mail.push_back((usize::from(to.0), Input::Attach { session, attach }));
                 }
+                // Nobody calls.
+                Effect::Answer { .. } | Effect::CallElsewhere { .. } => {}
                 Effect::Fatal(cause) => self.failed = Some(cause),
             }
         }
