@@ -48,7 +48,8 @@ fn a_log_in_gives_what_scripts_rely_on_and_ends_when_it_is_told_to() {
     let mut one = with_token(&node, &first);
     assert_eq!(one.get("/v1/me").json["user"], alice["user"]);
     let devices = one.get("/v1/me/devices").json;
-    assert_eq!(devices["devices"].as_array().map(Vec::len), Some(2), "{devices}");
+    assert_eq!(devices["devices"].as_array().map(Vec::len), Some(3), "{devices}");
+    assert_eq!(devices["devices"][0]["id"], second["device"], "{devices}");
 
     // A restart of the server forgets nobody.
     node.restart();

@@ -134,6 +134,10 @@ impl Clients for EmbeddedNode {
         Arc::clone(&self.token_key)
     }
 
+    fn calls(&self) -> Option<Calls> {
+        EmbeddedNode::calls(self)
+    }
+
     fn is_ready(&self) -> bool {
         self.with(|running| running.gateway.is_ready()).unwrap_or(false)
     }

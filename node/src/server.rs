@@ -27,7 +27,7 @@ use tracing::{info, warn};
 use crate::api::{AccountsParts, Api, ApiConfig, NodeParts, Phase};
 use crate::auth::{AuthError, Verifier, write_private};
 use crate::config::Config;
-use crate::gateway::{HttpSink, WS_PATH};
+use crate::gateway::{Calls, HttpSink, WS_PATH};
 use crate::limits::{DRAIN_MS_MAX, END_MS_MAX, READY_MS_MAX, READY_POLL_MS};
 use crate::metrics::{Metric, of_process};
 
@@ -53,6 +53,9 @@ pub trait Clients: Send + Sync + 'static {
 
     /// The deployment's own key.
     fn token_key(&self) -> Arc<TokenKey>;
+
+    /// Where calls at the shards are made; `None` once they drain.
+    fn calls(&self) -> Option<Calls>;
 
     /// Whether all shards accept.
     fn is_ready(&self) -> bool;
@@ -155,7 +158,11 @@ pub fn run<C: Clients>(
         None => return Ok(Ended::Unstarted),
     };
     open_accounts(&api, config, &*clients)?;
-    api.set_node(NodeParts { verifier: clients.verifier(), ws_url: ws_url(config, &*clients) });
+    api.set_node(NodeParts {
+        verifier: clients.verifier(),
+        calls: clients.calls(),
+        ws_url: ws_url(config, &*clients),
+    });
     let scraped = Arc::clone(&clients);
     api.set_scrape(Box::new(move || {
         let mut metrics = of_process(started);

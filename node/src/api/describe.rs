@@ -149,6 +149,11 @@ impl Operation<'_> {
         }));
     }
 
+    /// Has a type among the schemas that no body names.
+    pub(super) fn known<T: JsonSchema>(&mut self) {
+        self.generator.subschema_for::<T>();
+    }
+
     /// An answer in JSON.
     pub(super) fn answer<T: JsonSchema>(&mut self, status: u16, about: &str) {
         let schema = self.generator.subschema_for::<T>();

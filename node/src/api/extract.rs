@@ -148,6 +148,30 @@ impl Takes for IdempotencyKey {
     }
 }
 
+/// The id of the last event that a client of server-sent events has taken in.
+#[derive(Clone, Debug)]
+pub(super) struct LastEventId(pub Option<String>);
+
+impl FromRequestParts<Shared> for LastEventId {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Shared) -> Result<Self, Problem> {
+        let Some(id) = parts.headers.get("last-event-id") else { return Ok(LastEventId(None)) };
+        match id.to_str() {
+            Ok("") => Ok(LastEventId(None)),
+            Ok(id) => Ok(LastEventId(Some(id.to_owned()))),
+            Err(_) => Err(Problem::invalid("Last-Event-ID", "must be a cursor")),
+        }
+    }
+}
+
+impl Takes for LastEventId {
+    fn describe(operation: &mut Operation<'_>) {
+        let about = "The cursor of the last event that was taken in";
+        operation.header("Last-Event-ID", about, &json!({ "type": "string" }));
+    }
+}
+
 /// An answer without a body (204).
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Nothing;

@@ -26,6 +26,8 @@ pub const HTTP2_WINDOW_BYTES: u32 = 64 * 1024;
 pub const HTTP2_SEND_BYTES_MAX: usize = 64 * 1024;
 /// A quiet connection of HTTP/2 is pinged this often, and must answer in that time, too.
 pub const HTTP2_PING_MS: u64 = 20_000;
+/// Requests that wait for news (long polls and streams of events) at a time.
+pub const HTTP_PARKED_MAX: usize = 16_384;
 /// Connections from the address of the WebSocket that wait for the service thread; further ones are
 /// closed.
 pub const HTTP_HANDED_MAX: usize = 4_096;

@@ -7,6 +7,7 @@
 
 pub mod accounts;
 mod bodies;
+mod chat;
 mod describe;
 mod docs;
 mod endpoints;
@@ -14,6 +15,7 @@ mod extract;
 pub mod limits;
 mod metrics;
 mod operator;
+mod parked;
 mod places;
 mod problem;
 mod routes;
@@ -33,19 +35,24 @@ use std::time::Duration;
 
 use axum::http::HeaderValue;
 use chatring_client::token::TokenKey;
+use chatring_wire::ErrorCode;
+use chatring_wire::frame::Durability;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 
 use self::accounts::{Accounts, OpenError, Upkeep};
 use self::bodies::Bodies;
+use self::chat::Chat;
 use self::endpoints::Endpoints;
 use self::limits::{ACCOUNTS_CLOSE_MS_MAX, HTTP_HANDED_MAX};
+use self::parked::Parking;
 use self::places::Places;
+use self::problem::Problem;
 use self::stats::RouteStats;
 use self::tokens::Tokens;
 use crate::auth::{Revocations, Verifier};
 use crate::config;
-use crate::gateway::{HttpSink, PlainHttp};
+use crate::gateway::{Calls, HttpSink, PlainHttp};
 use crate::metrics::{Metric, MetricValue};
 use crate::takeover;
 
@@ -69,6 +76,8 @@ pub struct ApiConfig {
 pub struct NodeParts {
     /// Whose tokens are good.
     pub verifier: Arc<Verifier>,
+    /// The shards.
+    pub calls: Option<Calls>,
     /// URL of the WebSocket, as clients reach it.
     pub ws_url: String,
 }
@@ -194,8 +203,11 @@ impl Api {
     /// What handlers work with, once there is one. Only the first call counts; before it everybody
     /// is told to come back.
     pub fn set_node(&self, node: NodeParts) {
-        let NodeParts { verifier, ws_url } = node;
+        let NodeParts { verifier, calls, ws_url } = node;
         let _ = self.state.ws_url.set(ws_url);
+        if let Some(calls) = calls {
+            let _ = self.state.chat.set(Chat::new(calls));
+        }
         let _ = self.state.tokens.set(Tokens::new(verifier));
     }
 
@@ -244,9 +256,12 @@ struct State {
     phase: watch::Sender<Phase>,
     scrape: OnceLock<Scrape>,
     tokens: OnceLock<Tokens>,
+    chat: OnceLock<Chat>,
     accounts: OnceLock<Accounts>,
     /// URL of the WebSocket, for clients that log in.
     ws_url: OnceLock<String>,
+    durability: Durability,
+    parked: Parking,
     bodies: Arc<Bodies>,
     places: Arc<Places>,
     /// Connections closed because there were too many.
@@ -262,8 +277,12 @@ impl State {
             phase: watch::Sender::new(Phase::Starting),
             scrape: OnceLock::new(),
             tokens: OnceLock::new(),
+            chat: OnceLock::new(),
             accounts: OnceLock::new(),
             ws_url: OnceLock::new(),
+            // Of the embedded store, the only one of a server today.
+            durability: Durability::Fsync,
+            parked: Parking::default(),
             bodies: Arc::default(),
             places,
             refused: AtomicU64::new(0),
@@ -279,12 +298,28 @@ impl State {
         self.tokens.get()
     }
 
+    fn chat(&self) -> Result<&Chat, Problem> {
+        self.chat.get().ok_or_else(|| ErrorCode::Unavailable.into())
+    }
+
     fn accounts(&self) -> Option<&Accounts> {
         self.accounts.get()
     }
 
     fn ws_url(&self) -> &str {
         self.ws_url.get().map_or("", String::as_str)
+    }
+
+    /// What "stored" means here.
+    fn durability(&self) -> &'static str {
+        self.durability.name()
+    }
+
+    /// Waits until the node drains.
+    async fn draining(&self) {
+        let mut phase = self.phase.subscribe();
+        // The sender lives as long as this.
+        let _ = phase.wait_for(|phase| *phase == Phase::Draining).await;
     }
 
     /// Everything that a scraper is told.
@@ -305,6 +340,11 @@ impl State {
                 "chatring_http_bodies_bytes",
                 "bytes of request bodies being read",
                 MetricValue::Gauge(self.bodies.held() as u64),
+            ),
+            (
+                "chatring_http_parked",
+                "requests that wait for news",
+                MetricValue::Gauge(self.parked.count() as u64),
             ),
         ];
         metrics.extend(own.map(|(name, help, value)| Metric::new(name, help, value)));

@@ -77,6 +77,11 @@ impl Problem {
         self
     }
 
+    /// What it is.
+    pub fn code(&self) -> ErrorCode {
+        self.code
+    }
+
     /// When to come back: who is told "later" is always told when.
     fn retry_after(&self) -> Option<u64> {
         let later = self.code.class() == ErrorClass::Busy;

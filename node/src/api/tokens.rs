@@ -51,18 +51,27 @@ impl Tokens {
         let kept = self.lock().get(&key);
         // At the end of its time the verifier decides, which knows the leeway.
         if let Some(owner) = kept.filter(|owner| owner.identity.expires_at_s > unix_s) {
-            let issued_at_s = owner.identity.issued_at_s;
-            return match owner.family {
-                Some(family) if self.verifier.has_ended(family, issued_at_s) => {
-                    Err(ErrorCode::RevokedToken)
-                }
-                _ => Ok(owner),
-            };
+            return self.check(&owner, unix_s).map(|()| owner);
         }
         let verified = self.verifier.verify_whole(token, unix_s)?;
         let owner = Owner { identity: Arc::new(verified.identity), family: verified.family };
         self.lock().put(key, owner.clone());
         Ok(owner)
+    }
+
+    /// Whether a token that was good is so still.
+    ///
+    /// # Errors
+    /// `ExpiredToken` (here without leeway), `RevokedToken`.
+    pub(super) fn check(&self, owner: &Owner, unix_s: u64) -> Result<(), ErrorCode> {
+        let Identity { issued_at_s, expires_at_s, .. } = *owner.identity;
+        match owner.family {
+            _ if expires_at_s <= unix_s => Err(ErrorCode::ExpiredToken),
+            Some(family) if self.verifier.has_ended(family, issued_at_s) => {
+                Err(ErrorCode::RevokedToken)
+            }
+            _ => Ok(()),
+        }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Kept> {

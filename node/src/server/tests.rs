@@ -41,6 +41,10 @@ impl Clients for Fake {
         Arc::new(Verifier::new(&crate::config::Auth::default(), None).expect("no files"))
     }
 
+    fn calls(&self) -> Option<Calls> {
+        None
+    }
+
     fn token_key(&self) -> Arc<TokenKey> {
         Arc::new(TokenKey::generate().expect("a key").0)
     }

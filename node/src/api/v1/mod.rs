@@ -1,9 +1,12 @@
 //! Version 1 of the HTTP API: each endpoint in one line, and what it does in a module by subject.
 
+mod channels;
 mod friends;
+mod messages;
 mod problems;
 mod profile;
 mod sessions;
+mod sync;
 mod types;
 
 use axum::http::Method;
@@ -16,7 +19,9 @@ use super::endpoints::Endpoints;
 pub(super) fn endpoints() -> Endpoints {
     let endpoints = with_sessions(Endpoints::new());
     let endpoints = with_profiles(endpoints);
-    with_friends(endpoints)
+    let endpoints = with_friends(endpoints);
+    let endpoints = with_channels(endpoints);
+    with_news(endpoints)
 }
 
 const POST: Method = Method::POST;
@@ -29,7 +34,7 @@ fn with_sessions(endpoints: Endpoints) -> Endpoints {
     endpoints
         .add(
             (POST, "/v1/accounts"),
-            about("signUp", "Sign up; with an installation, log in, too"),
+            about("signUp", "Sign up, and log in"),
             &[ErrorCode::HandleTaken, ErrorCode::SignUpClosed],
             sessions::sign_up,
         )
@@ -116,5 +121,73 @@ fn with_friends(endpoints: Endpoints) -> Endpoints {
             about("unblock", "Block a user no more"),
             unknown,
             friends::unblock,
+        )
+}
+
+fn with_channels(endpoints: Endpoints) -> Endpoints {
+    let about = |id, summary| About { id, tag: "channels", summary };
+    let unknown = &[ErrorCode::UnknownChannel];
+    let open = &[ErrorCode::UnknownUser, ErrorCode::SelfChannel, ErrorCode::LimitReached];
+    let send = &[
+        ErrorCode::UnknownChannel,
+        ErrorCode::Blocked,
+        ErrorCode::BodyTooLarge,
+        ErrorCode::CmidReused,
+        ErrorCode::RetryExpired,
+    ];
+    endpoints
+        .add(
+            (POST, "/v1/channels"),
+            about("openChannel", "Open the direct channel with a user"),
+            open,
+            channels::open,
+        )
+        .add((GET, "/v1/channels"), about("getChannels", "My channels"), &[], channels::list)
+        .add(
+            (GET, "/v1/channels/{id}"),
+            about("getChannel", "One of my channels"),
+            unknown,
+            channels::show,
+        )
+        .add(
+            (POST, "/v1/channels/{id}/messages"),
+            about("send", "Send a message"),
+            send,
+            messages::send,
+        )
+        .add(
+            (GET, "/v1/channels/{id}/messages"),
+            about("getHistory", "Messages of a channel"),
+            &[ErrorCode::UnknownChannel, ErrorCode::Expired],
+            messages::history,
+        )
+        .add(
+            (PUT, "/v1/channels/{id}/markers"),
+            about("mark", "Say how far I have read and received"),
+            unknown,
+            channels::mark,
+        )
+        .add(
+            (POST, "/v1/channels/{id}/typing"),
+            about("typing", "Say that I am typing"),
+            unknown,
+            channels::typing,
+        )
+}
+
+fn with_news(endpoints: Endpoints) -> Endpoints {
+    let about = |id, summary| About { id, tag: "news", summary };
+    endpoints
+        .add(
+            (GET, "/v1/sync"),
+            about("sync", "What is new since a cursor; waits for it if asked to"),
+            &[],
+            sync::sync,
+        )
+        .add(
+            (GET, "/v1/events"),
+            about("events", "What is new, as server-sent events"),
+            &[],
+            sync::events,
         )
 }

@@ -1,7 +1,9 @@
 //! Signing up, logging in, renewing tokens, logging out.
 
 use axum::extract::State;
-use chatring_wire::{ErrorCode, InstallationId};
+use chatring_core::call::CallDevice;
+use chatring_core::effect::Identity;
+use chatring_wire::{DeviceId, ErrorCode, InstallationId};
 use ring::rand::{SecureRandom as _, SystemRandom};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -10,7 +12,7 @@ use super::profile::User;
 use super::types::InstallationText;
 use crate::api::Shared;
 use crate::api::accounts::{Accounts, LogIn, SignUp, SignedIn};
-use crate::api::extract::{Account, Answer, Db, IdempotencyKey, Json, Nothing, Peer};
+use crate::api::extract::{Account, Answer, Db, IdempotencyKey, Json, Nothing, Peer, unix_s};
 use crate::api::problem::Problem;
 
 /// A sign-up.
@@ -23,7 +25,7 @@ pub(super) struct SignUpBody {
     password: String,
     /// Display name; the handle if there is none.
     name: Option<String>,
-    /// With it the answer is a session, too.
+    /// Which installation; without it the server makes a new one and tells it.
     installation: Option<InstallationText>,
     /// What the device calls itself.
     label: Option<String>,
@@ -78,33 +80,23 @@ pub(super) struct NodeOf {
     ws: String,
 }
 
-/// A new account.
-#[derive(Serialize, JsonSchema)]
-pub(super) struct NewAccount {
-    /// The new user.
-    user: User,
-    /// A session, if the sign-up named an installation.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    session: Option<Session>,
-}
-
 pub(super) async fn sign_up(
     State(state): State<Shared>,
     Peer(from): Peer,
     Db(accounts): Db,
     Json(body): Json<SignUpBody>,
-) -> Result<Answer<NewAccount, 201>, Problem> {
+) -> Result<Answer<Session, 201>, Problem> {
     let sign_up = SignUp {
         handle: body.handle,
         password: body.password,
         name: body.name,
-        installation: body.installation.map(|installation| installation.0),
+        installation: Some(installation_of(body.installation)?),
         label: body.label.unwrap_or_default(),
     };
     let signed_up = accounts.sign_up(from, &sign_up).await?;
     let user = User::from(signed_up.profile);
-    let session = signed_up.session.map(|session| session_of(&state, session, user.clone()));
-    Ok(Answer(NewAccount { user, session }))
+    let session = signed_up.session.ok_or(ErrorCode::Internal)?;
+    Ok(Answer(session_of(&state, &accounts, session, user).await))
 }
 
 pub(super) async fn log_in(
@@ -113,19 +105,15 @@ pub(super) async fn log_in(
     Db(accounts): Db,
     Json(body): Json<LogInBody>,
 ) -> Result<Answer<Session>, Problem> {
-    let installation = match body.installation {
-        Some(installation) => installation.0,
-        None => new_installation()?,
-    };
     let log_in = LogIn {
         handle: body.handle,
         password: body.password,
-        installation,
+        installation: installation_of(body.installation)?,
         label: body.label.unwrap_or_default(),
     };
     let signed_in = accounts.log_in(from, &log_in).await?;
     let user = user_of(&accounts, &signed_in).await?;
-    Ok(Answer(session_of(&state, signed_in, user)))
+    Ok(Answer(session_of(&state, &accounts, signed_in, user).await))
 }
 
 pub(super) async fn refresh(
@@ -136,7 +124,7 @@ pub(super) async fn refresh(
 ) -> Result<Answer<Session>, Problem> {
     let signed_in = accounts.refresh(&body.refresh_token, key.as_deref()).await?;
     let user = user_of(&accounts, &signed_in).await?;
-    Ok(Answer(session_of(&state, signed_in, user)))
+    Ok(Answer(session_of(&state, &accounts, signed_in, user).await))
 }
 
 pub(super) async fn log_out(
@@ -162,19 +150,54 @@ async fn user_of(accounts: &Accounts, signed_in: &SignedIn) -> Result<User, Prob
     Ok(User::from(profile.ok_or(ErrorCode::UnknownUser)?))
 }
 
-fn session_of(state: &Shared, signed_in: SignedIn, user: User) -> Session {
+async fn session_of(
+    state: &Shared,
+    accounts: &Accounts,
+    signed_in: SignedIn,
+    user: User,
+) -> Session {
+    let device = match signed_in.device {
+        Some(device) => Some(device),
+        None => number_device(state, accounts, &signed_in).await.ok(),
+    };
     Session {
         access_token: signed_in.access_token,
         refresh_token: signed_in.refresh_token,
         expires_in: signed_in.expires_in_s,
         user,
-        device: signed_in.device.map(|device| device.0),
+        device: device.map(|device| device.0),
         installation: InstallationText(signed_in.installation),
         node: NodeOf { ws: state.ws_url().to_owned() },
     }
 }
 
-fn new_installation() -> Result<InstallationId, Problem> {
+/// Makes the user and its device known to the chat, which gives the device its number. The log-in
+/// is good without one, too: the next renewal tries again.
+async fn number_device(
+    state: &Shared,
+    accounts: &Accounts,
+    signed_in: &SignedIn,
+) -> Result<DeviceId, Problem> {
+    let SignedIn { account, installation, .. } = signed_in;
+    let now_s = unix_s();
+    let identity = Identity {
+        issuer: String::new(),
+        subject: account.to_string(),
+        issued_at_s: now_s,
+        expires_at_s: now_s + signed_in.expires_in_s,
+        installation: Some(*installation),
+    };
+    let device = CallDevice::Installation(*installation);
+    let device = state.chat()?.sign_in(&identity, device).await?;
+    accounts.number_device(account, installation, device).await?;
+    Ok(device)
+}
+
+/// The client's installation, or a new one, which the answer tells.
+fn installation_of(given: Option<InstallationText>) -> Result<InstallationId, Problem> {
+    if let Some(given) = given {
+        return Ok(given.0);
+    }
     let mut bytes = [0; 16];
     SystemRandom::new().fill(&mut bytes).map_err(|_| ErrorCode::Internal)?;
     Ok(InstallationId(bytes))
