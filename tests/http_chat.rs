@@ -184,17 +184,19 @@ fn server_sent_events_go_on_where_the_last_one_ended() {
     for round in 0..3 {
         send(&mut alice, &channel, &format!("before {round}"));
         let mut events = Events::open(&node, "bob", &id);
-        while seen.len() < 2 * round + 1 {
+        while seen.len() < 3 * round + 1 {
             events.next(&mut id, &mut seen);
         }
-        send(&mut alice, &channel, &format!("live {round}"));
-        while seen.len() < 2 * round + 2 {
-            events.next(&mut id, &mut seen);
+        for live in 2..=3 {
+            send(&mut alice, &channel, &format!("live {round}"));
+            while seen.len() < 3 * round + live {
+                events.next(&mut id, &mut seen);
+            }
         }
     }
     let seqs: Vec<u64> = seen.iter().map(|(seq, _)| *seq).collect();
-    assert_eq!(seqs, [1, 2, 3, 4, 5, 6]);
-    assert_eq!(seen[5].1, "live 2");
+    assert_eq!(seqs, [1, 2, 3, 4, 5, 6, 7, 8, 9]);
+    assert_eq!(seen[8].1, "live 2");
 }
 
 /// A stream of server-sent events.
