@@ -18,6 +18,7 @@ fn both_addresses_serve_the_api_and_one_of_them_the_operator() {
             let me = http.get("/v1/me");
             assert_eq!((me.status, me.json["subject"].as_str()), (200, Some("alice")), "{me:?}");
         }
+        assert_eq!(http.get("/v1/nodes").json["nodes"][0]["ws"], node.ws());
         for path in ["/metrics", "/healthz", "/readyz"] {
             assert_eq!(http.get(path).status, operator, "{url} {path}");
         }

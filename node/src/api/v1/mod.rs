@@ -3,6 +3,7 @@
 mod channels;
 mod friends;
 mod messages;
+mod nodes;
 mod problems;
 mod profile;
 mod sessions;
@@ -21,7 +22,9 @@ pub(super) fn endpoints() -> Endpoints {
     let endpoints = with_profiles(endpoints);
     let endpoints = with_friends(endpoints);
     let endpoints = with_channels(endpoints);
-    with_news(endpoints)
+    let endpoints = with_news(endpoints);
+    let about = About { id: "getNodes", tag: "nodes", summary: "The chat nodes" };
+    endpoints.add((GET, "/v1/nodes"), about, &[], nodes::list)
 }
 
 const POST: Method = Method::POST;
