@@ -33,8 +33,9 @@ pub(super) fn run(args: ServeArgs) -> ExitCode {
     if let Err(error) = crate::log::start(&config.log) {
         return refuse(error);
     }
-    HELD.set_bound(Duration::from_micros(config.log.held_up.as_us()));
     let welcome = |addresses: &Addresses| {
+        // A start may be slow, and one that fails says so in one line.
+        HELD.set_bound(Duration::from_micros(config.log.held_up.as_us()));
         // Nobody may be reading; that is no reason to end.
         let _ = io::stdout().write_all(welcome(&config, addresses).as_bytes());
     };
