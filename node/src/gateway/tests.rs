@@ -23,6 +23,7 @@ use chatring_wire::{
 use super::*;
 use crate::store::embedded::{EmbeddedConfig, EmbeddedStore};
 
+mod calls;
 mod edges;
 
 const MASK: Option<MaskKey> = Some(MaskKey([1, 2, 3, 4]));

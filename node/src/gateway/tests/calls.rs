@@ -1,0 +1,133 @@
+//! Calls from other threads, answered by the shards that own their users.
+
+use std::pin::pin;
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{self, Thread};
+
+use chatring_core::call::{Again, Answer, CallDevice, CallRequest, CallSend, CallSync, Event};
+use chatring_wire::Cid;
+
+use super::*;
+
+#[test]
+fn calls_are_answered_by_the_shards_of_their_users() {
+    let server = Server::start(GatewayLimits::default());
+    let calls = server.gateway.calls();
+    // Several users, so that some channels cross between the shards.
+    for number in 0..6 {
+        let peer = format!("bob-{number}");
+        let cid = open(&calls, "alice", &peer);
+        let first = ask(&calls, "alice", send(cid, number));
+        assert!(
+            matches!(first, Answer::Sent { seq: Seq(1), again: Again::First, .. }),
+            "{first:?}"
+        );
+        let again = ask(&calls, "alice", send(cid, number));
+        assert!(
+            matches!(again, Answer::Sent { seq: Seq(1), again: Again::Repeat, .. }),
+            "{again:?}"
+        );
+    }
+    let taken = server.gateway.metrics().iter().filter(|shard| shard.core.calls_taken > 0).count();
+    assert_eq!(taken, 2, "shards that were asked");
+}
+
+#[test]
+fn a_message_ends_the_wait_of_a_call() {
+    let server = Server::start(GatewayLimits::default());
+    let calls = server.gateway.calls();
+    for number in 0..6 {
+        let peer = format!("bob-{number}");
+        let cid = open(&calls, "alice", &peer);
+        let cursor = cursor_of(&calls, &peer);
+        let waited = thread::scope(|scope| {
+            let waiting = scope.spawn(|| ask(&calls, &peer, sync(&cursor, 30_000)));
+            until(|| parked(&server) == 1);
+            ask(&calls, "alice", send(cid, number));
+            waiting.join().unwrap()
+        });
+        let Answer::Synced(synced) = waited else { panic!("{waited:?}") };
+        assert!(matches!(synced.events[..], [Event::Message { .. }]), "{synced:?}");
+    }
+}
+
+#[test]
+fn a_call_that_nobody_waits_for_any_more_is_withdrawn() {
+    let server = Server::start(GatewayLimits::default());
+    let calls = server.gateway.calls();
+    let cursor = cursor_of(&calls, "alice");
+    {
+        let waiting = calls.call(identity("alice"), CallDevice::None, sync(&cursor, 30_000));
+        let mut waiting = pin!(waiting);
+        let asked = waiting.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        assert_eq!(asked, Poll::Pending);
+        until(|| parked(&server) == 1);
+    }
+    until(|| parked(&server) == 0);
+}
+
+/// Makes both users and their channel.
+fn open(calls: &Calls, subject: &str, peer: &str) -> Cid {
+    ask(calls, peer, CallRequest::SignIn);
+    let with = UserRef::Subject { issuer: String::new(), subject: peer.to_owned() };
+    let answer = ask(calls, subject, CallRequest::Open(with));
+    let Answer::Channel(view) = answer else { panic!("{answer:?}") };
+    view.head.cid
+}
+
+fn cursor_of(calls: &Calls, subject: &str) -> Bytes {
+    let answer = ask(calls, subject, sync(&Bytes::new(), 0));
+    let Answer::Synced(synced) = answer else { panic!("{answer:?}") };
+    synced.cursor
+}
+
+fn ask(calls: &Calls, subject: &str, request: CallRequest) -> Answer {
+    block_on(calls.call(identity(subject), CallDevice::None, request)).unwrap()
+}
+
+fn identity(subject: &str) -> Identity {
+    Trusting.verify(subject, 1_800_000_000).unwrap()
+}
+
+fn send(cid: Cid, number: u8) -> CallRequest {
+    let (cmid, body) = (Cmid([number; 16]), Bytes::from_static(b"hello"));
+    CallRequest::Send(CallSend { cid, cmid, base: None, kind: BodyKind::TEXT, body })
+}
+
+fn sync(cursor: &Bytes, wait_ms: u32) -> CallRequest {
+    CallRequest::Sync(CallSync { cursor: cursor.clone(), limit: 0, wait_ms })
+}
+
+fn parked(server: &Server) -> u64 {
+    server.gateway.metrics().iter().map(|shard| shard.core.calls_parked).sum()
+}
+
+fn until(holds: impl Fn() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < end, "it did not come true in time");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Waits for a future on this thread.
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    let waker = Waker::from(Arc::new(Unpark(thread::current())));
+    let mut future = pin!(future);
+    let end = Instant::now() + PATIENCE;
+    loop {
+        if let Poll::Ready(value) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            return value;
+        }
+        assert!(Instant::now() < end, "no answer in time");
+        thread::park_timeout(PATIENCE);
+    }
+}
+
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
