@@ -41,7 +41,7 @@ pub enum Break {
 
 impl Break {
     /// All of them, in the order of the enum.
-    pub const ALL: [Break; 10] = [
+    pub const ALL: [Break; 13] = [
         Break::AckBeforeCommit,
         Break::NoDedupe,
         Break::StaleDedupeMap,
@@ -52,6 +52,9 @@ impl Break {
         Break::VersionFromClock,
         Break::OutOfOrderAccepted,
         Break::GapNotMarked,
+        Break::SentRowForgotten,
+        Break::PositionMovedByNews,
+        Break::WakeUpDropped,
     ];
 
     /// The name on the command line.

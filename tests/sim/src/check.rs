@@ -3,14 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+use bytes::Bytes;
 use chatring_core::cursor::{Cursor, Position};
 use chatring_core::keys;
 use chatring_core::kv::mem::MemStore;
 use chatring_core::values::{InboxRow, MarkerRow, MessageRow};
 use chatring_wire::frame::Page;
-use chatring_wire::{Cid, Cmid, Ordinal, Seq, Uid};
+use chatring_wire::{Cid, Ordinal, Seq, Uid};
 
-use crate::device::{Device, Outcome};
+use crate::device::{Device, Outcome, Sent};
+use crate::poller::Poller;
 
 /// A promise that was broken.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,7 +73,12 @@ pub fn gap_is_marked(store: &MemStore, page: &Page, since: Position) -> Checked 
 
 /// After the quiet time: what is stored is whole, what was acknowledged is stored, and every device
 /// knows everything.
-pub fn everything(store: &MemStore, channels: &Channels, devices: &[Device]) -> Checked {
+pub fn everything(
+    store: &MemStore,
+    channels: &Channels,
+    devices: &[Device],
+    pollers: &[Poller],
+) -> Checked {
     let mut logs = BTreeMap::new();
     for (cid, pair) in channels {
         let log = log_of(store, *cid)?;
@@ -79,12 +86,22 @@ pub fn everything(store: &MemStore, channels: &Channels, devices: &[Device]) -> 
         logs.insert(*cid, log);
     }
     for device in devices {
-        sends_are_stored_once_in_order(device, &logs)?;
-        markers_are_stored(store, device)?;
+        sends_are_stored(&device.name, &device.sends, &logs)?;
+        acks_ascend(device)?;
+        markers_are_stored(store, &device.name, device.uid, &device.marks)?;
         let uid = device.uid.ok_or_else(|| format!("{} never signed in", device.name))?;
         for (cid, _) in channels.iter().filter(|(_, pair)| pair.contains(&uid)) {
-            device_knows(device, *cid, &logs[cid])?;
+            knows(&device.name, &device.log, *cid, &logs[cid])?;
             device_shows(store, device, uid, *cid, &logs[cid])?;
+        }
+    }
+    for poller in pollers {
+        sends_are_stored(&poller.name, &poller.sends, &logs)?;
+        markers_are_stored(store, &poller.name, poller.uid, &poller.marks)?;
+        let uid = poller.uid.ok_or_else(|| format!("{} never signed in", poller.name))?;
+        for (cid, _) in channels.iter().filter(|(_, pair)| pair.contains(&uid)) {
+            knows(&poller.name, &poller.seen.log, *cid, &logs[cid])?;
+            poller_shows(store, poller, uid, *cid)?;
         }
     }
     Ok(())
@@ -143,14 +160,10 @@ fn inbox_rows_agree(store: &MemStore, cid: Cid, pair: [Uid; 2], log: &[MessageRo
     Ok(())
 }
 
-fn sends_are_stored_once_in_order(
-    device: &Device,
-    logs: &BTreeMap<Cid, Vec<MessageRow>>,
-) -> Checked {
-    let mut newest: BTreeMap<Cid, (Seq, Cmid)> = BTreeMap::new();
-    for send in &device.sends {
+fn sends_are_stored(name: &str, sends: &[Sent], logs: &BTreeMap<Cid, Vec<MessageRow>>) -> Checked {
+    for send in sends {
         let stored = logs[&send.cid].iter().find(|message| message.row.cmid == send.cmid);
-        let name = format!("{} of {} in {:?}", send.body, device.name, send.cid);
+        let name = format!("{} of {name} in {:?}", send.body, send.cid);
         match (&send.outcome, stored) {
             (Outcome::Open, _) => return Err(format!("{name} has no outcome")),
             (Outcome::Stored(seq), None) => {
@@ -159,11 +172,6 @@ fn sends_are_stored_once_in_order(
             (Outcome::Stored(seq), Some(message)) => {
                 if message.row.seq != *seq || message.row.body != send.body.as_bytes() {
                     return Err(format!("{name} was acknowledged as {} but is {message:?}", seq.0));
-                }
-                if let Some((before, _)) = newest.insert(send.cid, (*seq, send.cmid))
-                    && before > *seq
-                {
-                    return Err(format!("{name} is {} but follows {}", seq.0, before.0));
                 }
             }
             (Outcome::Refused, None) => {}
@@ -175,38 +183,62 @@ fn sends_are_stored_once_in_order(
     Ok(())
 }
 
-fn markers_are_stored(store: &MemStore, device: &Device) -> Checked {
-    let Some(uid) = device.uid else { return Ok(()) };
-    for (cid, marked) in &device.marks {
-        let value = store.history().get(&keys::marker(uid, *cid), store.newest()).cloned();
-        let row = value.map(MarkerRow::decode).transpose().map_err(|error| error.to_string())?;
-        let read = row.map_or(Seq(0), |row| row.read);
-        if read < *marked {
-            return Err(format!(
-                "{} read {cid:?} up to {marked:?}, stored is {read:?}",
-                device.name
-            ));
+/// What a device sent to a channel is stored in the order in which it was sent.
+fn acks_ascend(device: &Device) -> Checked {
+    let mut newest: BTreeMap<Cid, Seq> = BTreeMap::new();
+    for send in &device.sends {
+        let Outcome::Stored(seq) = send.outcome else { continue };
+        if let Some(before) = newest.insert(send.cid, seq)
+            && before > seq
+        {
+            let (body, name) = (&send.body, &device.name);
+            return Err(format!("{body} of {name} is {} but follows {}", seq.0, before.0));
         }
     }
     Ok(())
 }
 
-fn device_knows(device: &Device, cid: Cid, log: &[MessageRow]) -> Checked {
+fn markers_are_stored(
+    store: &MemStore,
+    name: &str,
+    uid: Option<Uid>,
+    marks: &BTreeMap<Cid, Seq>,
+) -> Checked {
+    let Some(uid) = uid else { return Ok(()) };
+    for (cid, marked) in marks {
+        let read = marker_of(store, uid, *cid)?.map_or(Seq(0), |row| row.read);
+        if read < *marked {
+            return Err(format!("{name} read {cid:?} up to {marked:?}, stored is {read:?}"));
+        }
+    }
+    Ok(())
+}
+
+fn marker_of(store: &MemStore, uid: Uid, cid: Cid) -> Result<Option<MarkerRow>, String> {
+    let value = store.history().get(&keys::marker(uid, cid), store.newest()).cloned();
+    value.map(MarkerRow::decode).transpose().map_err(|error| error.to_string())
+}
+
+fn knows(
+    name: &str,
+    given: &BTreeMap<Cid, BTreeMap<Seq, Bytes>>,
+    cid: Cid,
+    log: &[MessageRow],
+) -> Checked {
     let empty = BTreeMap::new();
-    let given = device.log.get(&cid).unwrap_or(&empty);
+    let given = given.get(&cid).unwrap_or(&empty);
     for message in log {
         match given.get(&message.row.seq) {
             Some(body) if *body == message.row.body => {}
             Some(body) => {
                 return Err(format!(
-                    "{} has {body:?} as {:?} of {cid:?}, stored is {:?}",
-                    device.name, message.row.seq, message.row.body
+                    "{name} has {body:?} as {:?} of {cid:?}, stored is {:?}",
+                    message.row.seq, message.row.body
                 ));
             }
             None => {
                 return Err(format!(
-                    "{} was never given {:?} of {cid:?}, whose head is {}",
-                    device.name,
+                    "{name} was never given {:?} of {cid:?}, whose head is {}",
                     message.row.seq,
                     log.len()
                 ));
@@ -214,7 +246,7 @@ fn device_knows(device: &Device, cid: Cid, log: &[MessageRow]) -> Checked {
         }
     }
     if given.len() > log.len() {
-        return Err(format!("{} was given messages of {cid:?} that are not stored", device.name));
+        return Err(format!("{name} was given messages of {cid:?} that are not stored"));
     }
     Ok(())
 }
@@ -231,8 +263,7 @@ fn device_shows(
     let Some(shown) = device.session.channel(cid) else {
         return Err(format!("{} does not show {cid:?}", device.name));
     };
-    let value = store.history().get(&keys::marker(uid, cid), store.newest()).cloned();
-    let marker = value.map(MarkerRow::decode).transpose().map_err(|error| error.to_string())?;
+    let marker = marker_of(store, uid, cid)?;
     let own = log.iter().rev().find(|message| message.uid == uid);
     let own_ordinal = own.map_or(Ordinal(0), |message| message.row.ordinal);
     let (read, read_ordinal) =
@@ -243,6 +274,17 @@ fn device_shows(
             "{} shows {shown:?} where the head is {}, read up to {} and {unread} unread",
             device.name, newest.row.seq.0, read.0
         ));
+    }
+    Ok(())
+}
+
+/// A poller was told how far its user has read.
+fn poller_shows(store: &MemStore, poller: &Poller, uid: Uid, cid: Cid) -> Checked {
+    let stored = marker_of(store, uid, cid)?.map_or(Seq(0), |row| row.read);
+    let told = poller.seen.read.get(&cid).copied().unwrap_or_default();
+    if stored != told {
+        let name = &poller.name;
+        return Err(format!("{name} was told {told:?} as read of {cid:?}, stored is {stored:?}"));
     }
     Ok(())
 }

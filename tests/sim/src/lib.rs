@@ -1,23 +1,31 @@
-//! Deterministic simulation of a whole Chatring node, with several shards and many devices that run
-//! the real client session, in virtual time, from a seed.
+//! Deterministic simulation of a whole Chatring node, with several shards and many clients, in
+//! virtual time, from a seed.
 //!
 //! ```text
 //!  device: client session ── codec ── link (latency, stalls, cuts) ── codec ── shard machines
-//!     │ cache image (survives restarts)                                        │ faulty store
-//!     └──────────────── checker: what each was told, against what is stored ───┘
+//!     │ cache image (survives restarts)                                        │ │ faulty store
+//!  poller: cursor ── calls (late, given up), answers (late, lost) ─────────────┘ │
+//!     └──────────────── checker: what each was told, against what is stored ─────┘
 //! ```
 //!
+//! Devices run the real client session. Pollers, in some of the seeds, have no connection: they
+//! sync, wait for what is new, and send without a base, by calls. Now and then they go back to an
+//! older cursor, or take their cursor to a connection and go on by calls with what it gave.
+//!
 //! Everything that may vary is drawn from the seed: sizes, faults, crashes, absences, clocks. A run
-//! ends with a quiet time without faults, after which every device must know everything that is
-//! stored, and everything that was acknowledged must be stored, once and in its sender's order.
+//! ends with a quiet time without faults, after which every client must know everything that is
+//! stored, and everything that was acknowledged must be stored, once and in its device's order.
 
 #![forbid(unsafe_code)]
 
+mod callers;
 mod check;
 mod device;
 mod node;
 mod old_channels;
 mod plan;
+mod poller;
+mod seen;
 mod world;
 
 pub use check::Violation;

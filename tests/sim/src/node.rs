@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use chatring_core::call::{Call, CallId, CallResult};
 use chatring_core::effect::{Attach, Effect, FatalCause, Identity, Input, Now, SessionId, ShardId};
 use chatring_core::kv::faulty::Faulty;
 use chatring_core::kv::mem::{MemStore, SubmitterId};
@@ -36,6 +37,8 @@ pub struct Node {
     /// Messages between shards that are still under way, by time, in order for each pair.
     under_way: Vec<(u64, usize, Input)>,
     said: VecDeque<(SessionId, Said)>,
+    call_homes: FxHashMap<CallId, usize>,
+    answers: VecDeque<(CallId, CallResult)>,
     failed: Option<FatalCause>,
 }
 
@@ -51,6 +54,8 @@ impl Node {
             mail: VecDeque::new(),
             under_way: Vec::new(),
             said: VecDeque::new(),
+            call_homes: FxHashMap::default(),
+            answers: VecDeque::new(),
             failed: None,
         }
     }
@@ -88,6 +93,8 @@ impl Node {
         self.mail.clear();
         self.under_way.clear();
         self.said.clear();
+        self.call_homes.clear();
+        self.answers.clear();
         match plan.store_life {
             StoreLife::WithNode => {
                 let durable = dice.below(self.store.syncing() as u64 + 1) as usize;
@@ -152,6 +159,29 @@ impl Node {
         if let Some(home) = self.homes.remove(&session) {
             self.mail.push_back((home, Input::Detached { session }));
         }
+    }
+
+    /// Somebody without a session asks for something.
+    pub fn call(&mut self, call: CallId, what: Call) {
+        let Some(deployment) = self.shards.first().and_then(Shard::deployment) else { return };
+        let uid = deployment.key.uid("", &what.identity.subject, 0);
+        let home = usize::from(shard_of(uid.vshard(), self.shards.len() as u16).0);
+        self.call_homes.insert(call, home);
+        self.mail.push_back((home, Input::Call { call, what: Box::new(what) }));
+    }
+
+    /// The node learns that nobody waits for a call any more.
+    pub fn call_gone(&mut self, call: CallId) {
+        if let Some(home) = self.call_homes.remove(&call) {
+            self.mail.push_back((home, Input::CallGone { call }));
+        }
+    }
+
+    /// The next answer to a call.
+    pub fn poll_answer(&mut self) -> Option<(CallId, CallResult)> {
+        let answer = self.answers.pop_front()?;
+        self.call_homes.remove(&answer.0);
+        Some(answer)
     }
 
     /// What the node says, in order.
@@ -231,8 +261,11 @@ impl Node {
                     self.homes.insert(session, usize::from(to.0));
                     self.mail.push_back((usize::from(to.0), Input::Attach { session, attach }));
                 }
-                // Nobody calls.
-                Effect::Answer { .. } | Effect::CallElsewhere { .. } => {}
+                Effect::Answer { call, answer } => self.answers.push_back((call, *answer)),
+                Effect::CallElsewhere { call, what, to } => {
+                    self.call_homes.insert(call, usize::from(to.0));
+                    self.mail.push_back((usize::from(to.0), Input::Call { call, what }));
+                }
                 Effect::Fatal(cause) => self.failed = Some(cause),
             }
         }

@@ -52,6 +52,12 @@ pub struct Plan {
     pub clock_ms: u64,
     /// Whether everybody leaves in the middle of the run, and for how long.
     pub absence_ms: u64,
+    /// Clients that poll.
+    pub pollers: usize,
+    /// Per mille of answers to calls that get lost.
+    pub call_loss: u16,
+    /// Per mille of a poller's actions that take its cursor to a connection.
+    pub call_change: u16,
     /// Bounds of the shards.
     pub limits: ShardLimits,
 }
@@ -74,6 +80,9 @@ impl Plan {
         faults.delay_ms_max = 1 + dice.below(200);
         faults.late_ms_max = 10 + dice.below(3_000);
         let apart = dice.happens(400);
+        // Drawn apart, so that the rest of a seed is the same with and without them.
+        let mut for_calls = Prng::new(seed ^ 0xca11_0000);
+        let has_pollers = for_calls.happens(600);
         let limits = ShardLimits {
             heartbeat_ms: 5_000,
             window_pushes: 8 + dice.below(60) as u32,
@@ -114,7 +123,14 @@ impl Plan {
                 2 => 30_000,
                 _ => 0,
             },
-            limits,
+            pollers: if has_pollers { 1 + for_calls.below(4) as usize } else { 0 },
+            call_loss: 10 + for_calls.below(120) as u16,
+            call_change: for_calls.below(20) as u16,
+            limits: ShardLimits {
+                feed_events_max: 1 + for_calls.below(64) as usize,
+                callers_kept_max: if for_calls.happens(300) { 1 } else { 50_000 },
+                ..limits
+            },
         }
     }
 

@@ -15,6 +15,7 @@ use chatring_wire::{
     Cid, ClientCodec, ClientFrame, Outgoing, Seq, ServerCodec, ServerFrame, Subprotocol, Uid,
 };
 
+use crate::callers::Callers;
 use crate::check::{self, Channels, Violation};
 use crate::device::{Device, Outcome};
 use crate::node::{Node, Said};
@@ -60,6 +61,7 @@ struct World {
     unix_offset_ms: u64,
     node: Node,
     devices: Vec<Device>,
+    callers: Callers,
     links: BTreeMap<usize, Link>,
     gone: Vec<(u64, SessionId)>,
     next_session: u64,
@@ -110,6 +112,7 @@ impl World {
         }
         World {
             node: Node::new(&plan),
+            callers: Callers::new(&plan),
             crash_ms: (plan.crash_ms > 0).then(|| 500 + dice.below(plan.crash_ms * 2)),
             clock_ms: (plan.clock_ms > 0).then(|| dice.below(plan.clock_ms * 2)),
             plan,
@@ -133,10 +136,11 @@ impl World {
     }
 
     fn run(&mut self) -> Result<(), String> {
-        while self.acks < self.plan.messages {
+        while self.acks + self.callers.acks < self.plan.messages {
             self.turn()?;
             if self.now_ms > BUSY_MS_MAX && self.plan.absence_ms == 0 {
-                return Err(format!("only {} messages were stored in time", self.acks));
+                let acks = self.acks + self.callers.acks;
+                return Err(format!("only {acks} messages were stored in time"));
             }
         }
         self.calm_down();
@@ -151,7 +155,8 @@ impl World {
                 return Err(format!("it does not settle: {}", self.unsettled()));
             }
         }
-        check::everything(&self.node.store, &self.channels, &self.devices)
+        let pollers = &self.callers.pollers;
+        check::everything(&self.node.store, &self.channels, &self.devices, pollers)
     }
 
     fn note(&mut self, what: &str) {
@@ -172,6 +177,7 @@ impl World {
             self.pump(index)?;
         }
         self.deliver_to_server()?;
+        self.callers.act(self.now_ms, self.quiet, &self.plan, &mut self.node);
         self.node.work(self.now(), &mut self.dice);
         self.store_works();
         self.node.work(self.now(), &mut self.dice);
@@ -179,6 +185,7 @@ impl World {
             return Err(format!("a shard asked for the end of the process: {cause}"));
         }
         self.carry_what_was_said()?;
+        self.deliver_to_pollers()?;
         self.deliver_to_clients()
     }
 
@@ -186,6 +193,7 @@ impl World {
         let mut next = self.now_ms + 1_000;
         let mut at = |ms: Option<u64>| next = next.min(ms.unwrap_or(u64::MAX));
         at(self.node.deadline_ms());
+        at(self.callers.next_ms(self.quiet));
         at(self.publish_ms);
         at(self.start_ms);
         if !self.quiet {
@@ -274,6 +282,7 @@ impl World {
         }
         self.gone.clear();
         self.note("crash");
+        self.callers.node_died(self.now_ms);
         // Some clients notice at once, some only when nothing answers any more.
         for link in self.links.values_mut() {
             link.to_server.clear();
@@ -493,7 +502,10 @@ impl World {
         let mut turns: BTreeMap<usize, Outgoing> = BTreeMap::new();
         let mut closes = Vec::new();
         while let Some((session, said)) = self.node.poll_said() {
-            let Some(index) = by_session.get(&session) else { continue };
+            let Some(index) = by_session.get(&session) else {
+                self.callers.said(self.now_ms, session, said);
+                continue;
+            };
             let Some(link) = self.links.get_mut(index) else { continue };
             match said {
                 Said::Frame(frame) => {
@@ -518,6 +530,13 @@ impl World {
             let last_ms = link.to_client.back().map_or(self.now_ms, |(at, _)| *at);
             link.to_client.push_back((last_ms, Packet::Closed(code.number())));
         }
+        Ok(())
+    }
+
+    fn deliver_to_pollers(&mut self) -> Result<(), String> {
+        let (now_ms, plan, channels) = (self.now_ms, &self.plan, &self.channels);
+        self.callers.hear(now_ms, self.quiet, plan, &mut self.node, channels)?;
+        self.opened.append(&mut self.callers.opened);
         Ok(())
     }
 
@@ -628,6 +647,7 @@ impl World {
 
     fn is_settled(&self) -> bool {
         self.node.is_up()
+            && self.callers.are_settled()
             && self.devices.iter().all(|device| {
                 device.session.is_synced()
                     && device.session.outbox_len() == 0
@@ -643,7 +663,8 @@ impl World {
             format!("{}: synced {synced}, outbox {outbox}, open {open}, {wish:?}", device.name)
         };
         let devices: Vec<_> = self.devices.iter().map(of).collect();
-        format!("node up {}; {}", self.node.is_up(), devices.join("; "))
+        let (up, pollers) = (self.node.is_up(), self.callers.unsettled());
+        format!("node up {up}; {}; pollers {pollers:?}", devices.join("; "))
     }
 
     fn report(&self) -> Report {
@@ -653,6 +674,9 @@ impl World {
             .map(|kind| (format!("{kind:?}"), counts.of(*kind)))
             .filter(|(_, count)| *count > 0)
             .collect();
-        Report { acks: self.acks, faults, virtual_ms: self.now_ms, met: self.met.clone() }
+        let mut met = self.met.clone();
+        met.extend(self.callers.met.iter().map(|(what, count)| ((*what).to_owned(), *count)));
+        let acks = self.acks + self.callers.acks;
+        Report { acks, faults, virtual_ms: self.now_ms, met }
     }
 }
