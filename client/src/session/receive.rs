@@ -449,7 +449,13 @@ impl Session {
     fn take_synced(&mut self, now: Millis, request: RequestId, cursor: bytes::Bytes) {
         let run = self.sync.take_if(|run| run.request == request);
         let replaces_since = run.and_then(|run| run.replaces_since).unwrap_or(0);
-        self.set_cursor(cursor);
+        // An audit of the server counts what was pushed as given; only a sync from the cursor
+        // before will name a channel that is not known yet.
+        let attached = matches!(&self.link, Link::Live(live) if live.attached);
+        let is_audit = attached && request == RequestId(0);
+        if self.strangers.is_empty() || !is_audit {
+            self.set_cursor(cursor);
+        }
         self.drop_unlisted(replaces_since);
         self.judge_all(now);
         if !self.strangers.is_empty() && self.sync.is_none() {

@@ -14,6 +14,8 @@ const FALSE_CONFLICT_OF_THE_FENCE: [u64; 5] = [1, 227, 246, 252, 272];
 const LIVE_BEFORE_A_REPLACING_SYNC: [u64; 2] = [53, 208];
 /// Found that sends refused for being too many cost the tokens of those that could go.
 const TOKENS_WASTED: [u64; 1] = [269];
+/// Found that a client's cursor went past a channel that it did not know yet.
+const AUDIT_BEYOND_AN_UNKNOWN_CHANNEL: [u64; 1] = [681];
 
 #[test]
 fn seeds_that_found_a_bug_pass() {
@@ -21,7 +23,8 @@ fn seeds_that_found_a_bug_pass() {
         .into_iter()
         .chain(FALSE_CONFLICT_OF_THE_FENCE)
         .chain(LIVE_BEFORE_A_REPLACING_SYNC)
-        .chain(TOKENS_WASTED);
+        .chain(TOKENS_WASTED)
+        .chain(AUDIT_BEYOND_AN_UNKNOWN_CHANNEL);
     for seed in seeds {
         run_seed(seed);
     }

@@ -156,6 +156,25 @@ fn a_push_of_an_unknown_channel_makes_the_session_sync() {
     assert!(matches!(&frames[..], [ClientFrame::Sync { cursor, .. }] if cursor == "x"));
 }
 
+/// The simulation's seed 681 lost a channel so: an audit ended before the sync that was to name it,
+/// and that sync was begun anew, from the position of the audit.
+#[test]
+fn an_audit_does_not_move_the_cursor_past_a_channel_that_is_unknown() {
+    let mut session = session();
+    session.handle_frame(Millis(0), welcome());
+    session.handle_frame(Millis(0), synced());
+    while session.poll_transmit().is_some() {}
+    session.handle_frame(Millis(0), text(1));
+    let (request, cursor) = (RequestId(0), Bytes::from_static(b"beyond"));
+    session.handle_frame(Millis(0), ServerFrame::Synced { request, cursor });
+    session.handle_frame(Millis(0), ServerFrame::Behind);
+    let frames = std::iter::from_fn(|| session.poll_transmit());
+    let asked: Vec<_> = frames.filter(|frame| matches!(frame, ClientFrame::Sync { .. })).collect();
+    let from_x =
+        |frame: &ClientFrame| matches!(frame, ClientFrame::Sync { cursor, .. } if cursor == "x");
+    assert!(asked.len() == 2 && asked.iter().all(from_x), "{asked:?}");
+}
+
 #[test]
 fn impossible_positions_close_the_connection() {
     let mut session = session();
