@@ -6,6 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::gateway::network_of;
+
 /// The places of connections.
 #[derive(Debug)]
 pub(super) struct Places {
@@ -71,18 +73,6 @@ impl Drop for Place {
                 each.remove(&self.network);
             }
         }
-    }
-}
-
-/// What one person can have many of: a whole /64 of IPv6.
-pub(super) fn network_of(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(v6) => {
-            let mut octets = v6.octets();
-            octets[8..].fill(0);
-            IpAddr::from(octets)
-        }
-        v4 => v4,
     }
 }
 

@@ -104,7 +104,7 @@ impl Drop for Permit {
 }
 
 /// What one person can have many of: a whole /64 of IPv6.
-fn network_of(address: IpAddr) -> IpAddr {
+pub(crate) fn network_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => {
             let mut octets = v6.octets();
@@ -140,5 +140,14 @@ mod tests {
         drop((first, second, third));
         assert_eq!(admission.connections(), 0);
         assert!(admission.0.lock().expect("not poisoned").each.is_empty());
+    }
+
+    #[test]
+    fn addresses_of_one_holder_are_of_one_network() {
+        let ip = |text: &str| network_of(text.parse().expect("an address"));
+        assert_eq!(ip("2001:db8::1"), ip("2001:db8::ffff:1"));
+        assert_ne!(ip("2001:db8:0:1::1"), ip("2001:db8::1"));
+        assert_eq!(ip("::ffff:192.0.2.1"), ip("192.0.2.1"));
+        assert_ne!(ip("192.0.2.1"), ip("192.0.2.2"));
     }
 }

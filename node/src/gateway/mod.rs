@@ -36,6 +36,7 @@ pub use metrics::{GatewayCounters, ShardMetrics};
 use crate::auth::TokenVerifier;
 use crate::rt::{RingSizes, RtConfig, Runtime, Seat};
 use admission::Admission;
+pub(crate) use admission::network_of;
 use driver::{Driver as ShardDriver, Message, Sink};
 use metrics::Published;
 use shard::{GatewayShard, Shared};

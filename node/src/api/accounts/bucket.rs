@@ -7,7 +7,6 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 
 /// How many attempts: `burst` at once, `per_hour` more each hour.
@@ -85,18 +84,6 @@ impl<K: Eq + Hash + Clone> Generations<K> {
     }
 }
 
-/// Who an address belongs to: of IPv6 one /64, which is the least that anybody has.
-pub(super) fn holder(ip: IpAddr) -> IpAddr {
-    match ip.to_canonical() {
-        IpAddr::V6(ip) => {
-            let mut octets = ip.octets();
-            octets[8..].fill(0);
-            IpAddr::from(octets)
-        }
-        ip => ip,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -130,14 +117,5 @@ mod tests {
             }
             assert!(buckets.len() <= 200);
         }
-    }
-
-    #[test]
-    fn addresses_of_one_holder_share_a_bucket() {
-        let ip = |text: &str| holder(text.parse().expect("an address"));
-        assert_eq!(ip("2001:db8::1"), ip("2001:db8::ffff:1"));
-        assert_ne!(ip("2001:db8:0:1::1"), ip("2001:db8::1"));
-        assert_eq!(ip("::ffff:192.0.2.1"), ip("192.0.2.1"));
-        assert_ne!(ip("192.0.2.1"), ip("192.0.2.2"));
     }
 }

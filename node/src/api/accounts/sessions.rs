@@ -20,7 +20,6 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use chatring_wire::{DeviceId, InstallationId};
 use ring::digest;
 
-use super::bucket::holder;
 use super::db::{Tx, number, retried, stored, text};
 use super::error::AccountError;
 use super::handle::Handle;
@@ -33,6 +32,7 @@ use super::profile::check_text;
 use super::types::{AccountId, Caller, LogIn, SignedIn, installation_hex};
 use super::{Accounts, from_hex, hex, random};
 use crate::auth::Family;
+use crate::gateway::network_of;
 
 /// Bytes of a refresh token's secret.
 const SECRET_BYTES: usize = 32;
@@ -95,7 +95,7 @@ impl Accounts {
             self.inner.figures.log_ins_limited.one();
             AccountError::Limited { retry_after_ms }
         };
-        self.inner.limits.log_ins.take(&holder(from), now_ms).map_err(limited)?;
+        self.inner.limits.log_ins.take(&network_of(from), now_ms).map_err(limited)?;
         let handle = Handle::parse(&log_in.handle).ok();
         let known = match &handle {
             Some(handle) => self.find(handle).await?,

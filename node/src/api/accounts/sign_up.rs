@@ -3,7 +3,6 @@
 use std::net::IpAddr;
 
 use super::Accounts;
-use super::bucket::holder;
 use super::db::{Tx, retried, stored};
 use super::error::AccountError;
 use super::handle::Handle;
@@ -13,6 +12,7 @@ use super::profile::check_text;
 use super::types::{AccountId, Profile, SignUp, SignedIn, SignedUp};
 use super::{hex, random};
 use crate::config::SignUps;
+use crate::gateway::network_of;
 
 /// A sign-up whose fields are good.
 struct New<'a> {
@@ -50,7 +50,7 @@ impl Accounts {
         }
         let now_ms = self.now_ms();
         let limited = |retry_after_ms| AccountError::Limited { retry_after_ms };
-        self.inner.limits.sign_ups.take(&holder(from), now_ms).map_err(limited)?;
+        self.inner.limits.sign_ups.take(&network_of(from), now_ms).map_err(limited)?;
         let handle = Handle::parse(&sign_up.handle)?;
         handle.check_free(&self.inner.config.reserved_handles)?;
         let name = sign_up.name.as_deref().unwrap_or(handle.as_str());

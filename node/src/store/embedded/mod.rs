@@ -88,8 +88,8 @@ pub struct EmbeddedConfig {
 }
 
 /// Measured at 15,000 messages a second, where syncs take 110 to 160 µs and a core is three
-/// quarters busy: a third fewer commits, and answers come no later than without a gap. From 400 µs
-/// on they do.
+/// quarters busy: the kernel's part of the committer falls from 17 to 12 µs a message, and answers
+/// come no later than without a gap. From 400 µs on they do.
 const COMMIT_GAP_US_DEFAULT: u64 = 250;
 
 impl Default for EmbeddedConfig {
