@@ -16,6 +16,7 @@ mod hostile_tokens;
 mod http_accounts;
 mod http_auth;
 mod http_chat;
+mod http_enforce;
 mod http_hostile;
 mod http_port;
 mod load_share;

@@ -13,7 +13,7 @@ const BORDERS: &[(&str, &[&str])] = &[
     ("io_uring", &["node/src/rt/", BARE_RING]),
     ("tokio", &["node/src/api/", "node/src/cli/chat.rs", "client/src/", "loadgen/src/", "tests/"]),
     ("axum", &["node/src/api/"]),
-    ("sqlx", &["node/src/api/accounts/"]),
+    ("sqlx", &["node/src/api/accounts/", "tests/http_enforce.rs"]),
     ("hyper", &["node/src/api/"]),
     ("fjall", &["node/src/store/embedded/", "benches/"]),
     ("foundationdb", &["node/src/store/fdb/"]),

@@ -43,6 +43,16 @@ pub struct Call {
     pub request: CallRequest,
 }
 
+impl Call {
+    /// A decision about a user, on nobody's behalf.
+    pub fn decided(issuer: String, subject: String, decision: Decision) -> Call {
+        let (issued_at_s, expires_at_s) = (u64::MAX, u64::MAX);
+        let identity = Identity { issuer, subject, issued_at_s, expires_at_s, installation: None };
+        let (device, request) = (CallDevice::None, CallRequest::Decided(decision));
+        Call { identity, candidate: 0, device, request }
+    }
+}
+
 /// From which of its devices a user asks. One that was removed is refused (`revoked_token`). With a
 /// token that is bound to an installation it is that one: `None` stands for it, and any other than
 /// its `Installation` is refused (`invalid_token`).
@@ -102,6 +112,35 @@ pub enum CallRequest {
     Typing(Cid),
     /// Ends sessions and makes tokens invalid. Answered by `Done` once that is stored.
     SignOut(SignOutScope),
+    /// Carries out what the accounts have decided about the user. Only the node itself asks this
+    /// ([`Call::decided`]), so no bound on what users ask holds it up. Answered by `Done` once it
+    /// is in force and stored.
+    Decided(Decision),
+}
+
+/// What the accounts have decided about a user. To be asked again until it is answered by `Done`;
+/// carrying it out once more changes nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// A device was signed out: its live sessions end, and its calls that wait, whose tokens were
+    /// made at or before that time. With a later one it may come back.
+    DeviceSignedOut {
+        /// Which.
+        installation: InstallationId,
+        /// Unix seconds.
+        at_s: u64,
+    },
+    /// A device was removed: all that it has ends, and its installation does not come back.
+    DeviceRemoved {
+        /// Which.
+        installation: InstallationId,
+    },
+    /// The account was deleted: tokens made at or before that time are refused from now on, and
+    /// what lives of them ends.
+    AccountDeleted {
+        /// Unix seconds.
+        at_s: u64,
+    },
 }
 
 /// A message on its way in.

@@ -14,6 +14,7 @@ use crate::call::{
     Answer, Call, CallDevice, CallId, CallRequest, CallResult, CallSend, ChannelView,
     LIST_CHANNELS_MAX,
 };
+use crate::decided::Known;
 use crate::effect::{Effect, SendAnswer, SendRef, SendRequest, ShardMessage};
 use crate::feed::Feed;
 use crate::keys;
@@ -70,7 +71,8 @@ pub(crate) struct Caller {
     entering: VecDeque<CallId>,
     /// Calls that wait until markers are stored, up to where they said.
     marking: Vec<(CallId, Cid, Seq, Seq)>,
-    open: u32,
+    /// All that are not answered yet.
+    open: Vec<CallId>,
     kept_until_ms: u64,
     timer: Option<TimerKey>,
 }
@@ -110,11 +112,13 @@ impl Shard {
             *callers += 1;
             Box::default()
         });
-        if self.calls.len() >= calls_max || caller.open >= of_user_max {
+        let decided = matches!(what.request, CallRequest::Decided(_));
+        let full = self.calls.len() >= calls_max || caller.open.len() >= of_user_max as usize;
+        if full && !decided {
             self.refuse_call(call, Failure::new(ErrorCode::Busy).retry_after(BUSY_RETRY_MS));
             return self.let_caller_go(uid);
         }
-        caller.open += 1;
+        caller.open.push(call);
         if !known {
             caller.entering.push_back(call);
             user.loading = true;
@@ -157,6 +161,16 @@ impl Shard {
         else {
             return;
         };
+        if let CallRequest::Decided(decision) = &what.request {
+            return match self.known(uid, &what.identity) {
+                Known::Yes => {
+                    let decision = decision.clone();
+                    self.carry_out(call, uid, decision)
+                }
+                Known::Nobody => self.answer_call(call, Ok(Answer::Done)),
+                Known::Another => self.call_elsewhere(call, what),
+            };
+        }
         let Some(device) = device_of(&what) else {
             return self.answer_call(call, Err(Failure::new(ErrorCode::InvalidToken)));
         };
@@ -233,7 +247,7 @@ impl Shard {
         let now_ms = self.now.mono_ms;
         let user = self.users.get_mut(&open.uid);
         let Some(caller) = user.and_then(|user| user.calls.as_mut()) else { return };
-        caller.open -= 1;
+        caller.open.retain(|other| *other != call);
         caller.kept_until_ms = now_ms + KEPT_MS;
         let parked = caller.parked.len();
         caller.parked.retain(|other| *other != call);
@@ -258,7 +272,7 @@ impl Shard {
         if caller.timer.is_some_and(|timer| timer.at_ms() <= now_ms) {
             caller.timer = None;
         }
-        if caller.open == 0 && (crowded || caller.kept_until_ms <= now_ms) {
+        if caller.open.is_empty() && (crowded || caller.kept_until_ms <= now_ms) {
             if let Some(timer) = caller.timer {
                 self.timers.cancel(timer);
             }
@@ -299,15 +313,28 @@ impl Shard {
 
     /// The tokens or the device that calls were made with are not good any more.
     pub(crate) fn end_calls_of(&mut self, uid: Uid, scope: SignOutScope, revoked_before_s: u64) {
+        self.end_waiting_calls(uid, |device, issued_at_s| match scope {
+            SignOutScope::Everywhere => issued_at_s < revoked_before_s,
+            SignOutScope::Device(one) => device == one,
+        });
+    }
+
+    /// Ends those calls of a user, by their device and the time of their token, that wait for
+    /// something new or have not begun. What is being carried out goes on to its answer.
+    pub(crate) fn end_waiting_calls(&mut self, uid: Uid, ends: impl Fn(DeviceId, u64) -> bool) {
         let caller = self.users.get(&uid).and_then(|user| user.calls.as_ref());
         let Some(caller) = caller else { return };
         let ended = |call: &CallId| {
-            self.calls.get(call).is_some_and(|open| match scope {
-                SignOutScope::Everywhere => open.issued_at_s < revoked_before_s,
-                SignOutScope::Device(device) => open.device == device,
+            self.calls.get(call).is_some_and(|open| {
+                let waits = match &open.state {
+                    CallState::Parked(_) | CallState::Scanning(_) => true,
+                    CallState::Entering(what) => !matches!(what.request, CallRequest::Decided(_)),
+                    CallState::Waiting | CallState::Sending => false,
+                };
+                waits && ends(open.device, open.issued_at_s)
             })
         };
-        let calls: Vec<_> = caller.parked.iter().copied().filter(ended).collect();
+        let calls: Vec<_> = caller.open.iter().copied().filter(ended).collect();
         for call in calls {
             self.answer_call(call, Err(Failure::new(ErrorCode::RevokedToken)));
         }
@@ -347,6 +374,8 @@ impl Shard {
             }
             CallRequest::Typing(cid) => self.call_channel(origin, uid, cid, Then::Typing),
             CallRequest::SignOut(scope) => self.sign_out_for(origin, scope),
+            // Carried out without being begun.
+            CallRequest::Decided(_) => {}
         }
     }
 

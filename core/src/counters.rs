@@ -33,6 +33,7 @@ counters! {
     sessions: Gauge, "live sessions";
     sessions_attached: Counter, "sessions that were attached";
     sessions_refused: Counter, "attaches that were refused";
+    sessions_ended: Counter, "sessions that a decision of the accounts ended";
     sessions_behind: Counter, "times a session's window was full";
     sends: Counter, "sends taken from sessions";
     sends_stored: Counter, "messages stored";

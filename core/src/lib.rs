@@ -19,6 +19,7 @@ mod calls;
 mod channel;
 pub mod counters;
 pub mod cursor;
+mod decided;
 pub mod effect;
 mod feed;
 pub mod keys;

@@ -108,6 +108,8 @@ pub(crate) enum Tag {
     Marker(Uid, Cid),
     /// The rows of a caller's user and device.
     CallSignIn(Uid, CallId),
+    /// A decision of the accounts.
+    Decided(CallId),
     /// A user's or device's revocation.
     SignOut(Uid, SendRef, SignOutScope),
 }
@@ -392,6 +394,7 @@ impl Shard {
             Tag::SignIn(uid, session) => self.sign_in_stored(uid, session),
             Tag::Marker(uid, cid) => self.marker_stored(uid, cid),
             Tag::CallSignIn(uid, call) => self.call_sign_in_stored(uid, call),
+            Tag::Decided(call) => self.decision_stored(call),
             Tag::SignOut(uid, origin, scope) => self.sign_out_stored(uid, origin, scope),
         }
     }

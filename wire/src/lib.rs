@@ -12,8 +12,6 @@ pub mod frame;
 pub mod id;
 pub mod json;
 pub mod limits;
-#[cfg(feature = "link")]
-pub mod link;
 #[cfg(test)]
 mod samples;
 pub mod varint;

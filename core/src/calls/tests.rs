@@ -14,6 +14,8 @@ use crate::limits::ShardLimits;
 use crate::sabotage::Breaks;
 use crate::shard::ShardConfig;
 
+mod decided;
+
 const STORE: SubmitterId = SubmitterId(1);
 
 struct Node {
@@ -23,6 +25,7 @@ struct Node {
     calls: u64,
     answers: VecDeque<(CallId, CallResult)>,
     said: Vec<ServerFrame>,
+    closed: Vec<(SessionId, chatring_wire::CloseCode)>,
 }
 
 impl Node {
@@ -30,8 +33,8 @@ impl Node {
         let now = Now { mono_ms: 1, unix_ms: 1 };
         let store = MemStore::new(now.mono_ms, Breaks::NONE);
         let shard = Shard::new(now, config(&store, limits, 1));
-        let (answers, said) = (VecDeque::new(), Vec::new());
-        let mut node = Node { shard, store, now, calls: 0, answers, said };
+        let (answers, said, closed) = (VecDeque::new(), Vec::new(), Vec::new());
+        let mut node = Node { shard, store, now, calls: 0, answers, said, closed };
         node.step(Input::Tick);
         node.settle();
         node
@@ -55,6 +58,7 @@ impl Node {
                     self.shard.step(self.now, Input::Shard { from: to, messages });
                 }
                 Effect::Send { frame, .. } => self.said.push(frame),
+                Effect::Close { session, code } => self.closed.push((session, code)),
                 _ => {}
             }
         }

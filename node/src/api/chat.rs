@@ -1,6 +1,6 @@
 //! Calls at the shards, as handlers make them.
 
-use chatring_core::call::{Again, Answer, CallDevice, CallRequest, CallSend};
+use chatring_core::call::{Again, Answer, CallDevice, CallRequest, CallSend, Decision};
 use chatring_core::effect::Identity;
 use chatring_wire::frame::Failure;
 use chatring_wire::{DeviceId, ErrorCode, Seq};
@@ -61,6 +61,14 @@ impl Chat {
         }
         let detail = "whether the message is stored is not known: send it again with the same key";
         Err(Problem::new(ErrorCode::Unavailable).detail(detail))
+    }
+
+    /// Has a decision of the accounts about a user carried out.
+    pub(super) async fn decide(&self, subject: &str, decision: Decision) -> Result<(), Problem> {
+        match self.calls.decide(subject, decision).await? {
+            Answer::Done => Ok(()),
+            other => Err(unexpected(&other)),
+        }
     }
 
     /// Makes a user and its device known to the chat. Answers the device's number.

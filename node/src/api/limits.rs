@@ -1,5 +1,7 @@
 //! Every bound of HTTP requests and connections, with its unit last in the name.
 
+use std::time::Duration;
+
 use chatring_wire::limits::{BODY_BYTES_MAX, MESSAGE_BYTES_MAX};
 
 /// Largest body of a request, as large as a message of the WebSocket.
@@ -40,9 +42,21 @@ pub const RETRY_AFTER_MS: u64 = 1_000;
 /// Good tokens that are remembered, so that a kept-alive client's is verified once; twice as many
 /// for a short time.
 pub const TOKENS_KEPT_MAX: usize = 8_192;
+/// Changes of the accounts that the chat store is asked to take over at once.
+pub const PROJECTIONS_AT_ONCE: usize = 32;
+/// Time in which it must have taken one over.
+pub const PROJECTION_TIME_MAX: Duration = Duration::from_secs(2);
+/// Time for which a change belongs to who has taken it; then it is given again.
+pub const PROJECTION_LEASE: Duration = Duration::from_secs(6);
+/// Time between two looks for changes that other processes have written, or have failed to carry
+/// out.
+pub const PROJECTION_LOOK: Duration = Duration::from_millis(500);
+/// Pause after a change was not taken over.
+pub const PROJECTION_PAUSE: Duration = Duration::from_millis(500);
 /// How long a browser may remember what another origin may do.
 pub const CORS_AGE_S: u64 = 3_600;
 
+const _: () = assert!(PROJECTION_TIME_MAX.as_millis() < PROJECTION_LEASE.as_millis());
 /// hyper's own least buffer.
 const _: () = assert!(HTTP_HEAD_BYTES_MAX >= 8 * 1024);
 /// The longest message in base64 fits, and so does one that is escaped as JSON allows at least.

@@ -18,6 +18,7 @@ mod operator;
 mod parked;
 mod places;
 mod problem;
+mod projector;
 mod routes;
 mod serve;
 mod socket;
@@ -223,7 +224,9 @@ impl Api {
             let clock = Arc::new(extract::unix_ms);
             let opened = Accounts::open(&config, &data, key, revocations, clock).await;
             let opened = opened.map(|accounts| {
-                let upkeep = accounts.upkeep();
+                let mut upkeep = accounts.upkeep();
+                let follows = projector::run(Arc::clone(&state), accounts.clone());
+                upkeep.with(tokio::spawn(follows));
                 let _ = state.accounts.set(accounts);
                 upkeep
             });
@@ -263,6 +266,8 @@ struct State {
     durability: Durability,
     parked: Parking,
     bodies: Arc<Bodies>,
+    /// How far the chat store follows the accounts.
+    projected: projector::Figures,
     places: Arc<Places>,
     /// Connections closed because there were too many.
     refused: AtomicU64,
@@ -284,6 +289,7 @@ impl State {
             durability: Durability::Fsync,
             parked: Parking::default(),
             bodies: Arc::default(),
+            projected: projector::Figures::default(),
             places,
             refused: AtomicU64::new(0),
             stats,
@@ -351,6 +357,7 @@ impl State {
         metrics.extend(stats::metrics(&self.stats));
         if let Some(accounts) = self.accounts() {
             metrics.extend(accounts.metrics());
+            metrics.extend(self.projected.metrics());
         }
         metrics
     }

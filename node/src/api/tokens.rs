@@ -64,14 +64,17 @@ impl Tokens {
     /// # Errors
     /// `ExpiredToken` (here without leeway), `RevokedToken`.
     pub(super) fn check(&self, owner: &Owner, unix_s: u64) -> Result<(), ErrorCode> {
-        let Identity { issued_at_s, expires_at_s, .. } = *owner.identity;
-        match owner.family {
-            _ if expires_at_s <= unix_s => Err(ErrorCode::ExpiredToken),
-            Some(family) if self.verifier.has_ended(family, issued_at_s) => {
-                Err(ErrorCode::RevokedToken)
-            }
-            _ => Ok(()),
+        match owner.identity.expires_at_s <= unix_s {
+            true => Err(ErrorCode::ExpiredToken),
+            false if self.has_ended(owner) => Err(ErrorCode::RevokedToken),
+            false => Ok(()),
         }
+    }
+
+    /// Whether the log-in that a token came from has ended.
+    pub(super) fn has_ended(&self, owner: &Owner) -> bool {
+        let issued_at_s = owner.identity.issued_at_s;
+        owner.family.is_some_and(|family| self.verifier.has_ended(family, issued_at_s))
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Kept> {

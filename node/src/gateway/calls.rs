@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use chatring_core::call::{Call, CallDevice, CallId, CallRequest, CallResult};
+use chatring_core::call::{Call, CallDevice, CallId, CallRequest, CallResult, Decision};
 use chatring_core::effect::{Identity, Input, ShardId};
 use chatring_core::placement::shard_of;
 use chatring_wire::ErrorCode;
@@ -58,13 +58,25 @@ impl Calls {
         device: CallDevice,
         request: CallRequest,
     ) -> CallResult {
+        self.make(Call { identity, candidate: 0, device, request }).await
+    }
+
+    /// Has a decision of the accounts about a user of this deployment carried out.
+    ///
+    /// # Errors
+    /// As for [`Calls::call`]: then it is to be asked again.
+    pub async fn decide(&self, subject: &str, decision: Decision) -> CallResult {
+        self.make(Call::decided(String::new(), subject.to_owned(), decision)).await
+    }
+
+    async fn make(&self, what: Call) -> CallResult {
         let draining = || Failure::new(ErrorCode::Draining).retry_after(BUSY_RETRY_MS);
         let Some(key) = self.shared.key.get() else { return Err(draining()) };
-        let uid = key.uid(&identity.issuer, &identity.subject, 0);
+        let uid = key.uid(&what.identity.issuer, &what.identity.subject, 0);
         let owner = shard_of(uid.vshard(), self.shared.shards);
         let call = CallId(self.given.fetch_add(1, Ordering::Relaxed));
         let (reply, answer) = flume::bounded(1);
-        let what = Box::new(Call { identity, candidate: 0, device, request });
+        let what = Box::new(what);
         let post = &self.posts[usize::from(owner.0)];
         let asked = Message::Call(Box::new(Asked { call, what, reply }));
         if post.try_post(vec![asked]).is_err() {

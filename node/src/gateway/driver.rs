@@ -17,6 +17,7 @@ use super::admission::Permit;
 use super::calls::Asked;
 use super::connection::Talk;
 use super::limits::HANDOVERS_WAITING_MAX;
+use crate::auth::Family;
 use crate::rt::{Post, Released};
 
 /// What comes into a shard's inbox.
@@ -45,6 +46,8 @@ pub struct Handover {
     pub permit: Permit,
     pub talk: Box<Talk>,
     pub attach: Attach,
+    /// The log-in of its token.
+    pub family: Option<Family>,
 }
 
 /// What all shards of this start of the process have in common.

@@ -23,7 +23,7 @@ use super::limits::{
 };
 use super::metrics::{GatewayCounters, Published};
 use super::{HttpPlace, HttpSink, PlainHttp};
-use crate::auth::TokenVerifier;
+use crate::auth::{Family, TokenVerifier, Verified};
 use crate::rt::{Closed, ConnId, Flow, Handler, Io};
 
 /// What the shards and the gateway's owner have in common.
@@ -327,7 +327,7 @@ impl GatewayShard {
     }
 
     fn hello(&mut self, io: &mut Io, id: ConnId, frame: ClientFrame) -> Hellos {
-        let attach = match self.attach_of(io, frame) {
+        let (attach, family) = match self.attach_of(io, frame) {
             Ok(attach) => attach,
             Err(code) => {
                 self.counters.hellos_refused += 1;
@@ -338,7 +338,7 @@ impl GatewayShard {
         };
         let Some(to) = self.owner(&attach) else { return Hellos::Stays };
         if to != self.driver.shard {
-            self.hand_over(io, id, to, attach);
+            self.hand_over(io, id, to, attach, family);
             return Hellos::Moved;
         }
         if let Some(connection) = self.take(id)
@@ -349,7 +349,11 @@ impl GatewayShard {
         Hellos::Stays
     }
 
-    fn attach_of(&self, io: &Io, frame: ClientFrame) -> Result<Attach, ErrorCode> {
+    fn attach_of(
+        &self,
+        io: &Io,
+        frame: ClientFrame,
+    ) -> Result<(Attach, Option<Family>), ErrorCode> {
         let ClientFrame::Hello(hello) = frame else { return Err(ErrorCode::Unexpected) };
         let Hello { token, installation, cursor, frame_bytes_max, .. } = hello;
         if (frame_bytes_max as usize) < FRAME_BYTES_MIN {
@@ -358,8 +362,9 @@ impl GatewayShard {
         if self.stage != Stage::Accepting {
             return Err(ErrorCode::Draining);
         }
-        let identity = self.shared.verifier.verify(&token, io.now().unix_ms / 1_000)?;
-        Ok(Attach { identity, candidate: 0, installation, cursor })
+        let verified = self.shared.verifier.verify_whole(&token, io.now().unix_ms / 1_000)?;
+        let Verified { identity, family } = verified;
+        Ok((Attach { identity, candidate: 0, installation, cursor }, family))
     }
 
     fn owner(&self, attach: &Attach) -> Option<ShardId> {
@@ -397,7 +402,14 @@ impl GatewayShard {
         self.step(io, Input::Attach { session, attach });
     }
 
-    fn hand_over(&mut self, io: &mut Io, id: ConnId, to: ShardId, attach: Attach) {
+    fn hand_over(
+        &mut self,
+        io: &mut Io,
+        id: ConnId,
+        to: ShardId,
+        attach: Attach,
+        family: Option<Family>,
+    ) {
         if !self.driver.has_room(to) {
             self.counters.refused_full += 1;
             let failure = Failure::new(ErrorCode::Busy).retry_after(HANDOVER_RETRY_MS);
@@ -412,7 +424,8 @@ impl GatewayShard {
         let (Phase::Hello(talk) | Phase::Attaching(_, talk)) = connection.phase else { return };
         let Some(released) = io.release(id) else { return };
         self.counters.handovers += 1;
-        let handover = Handover { released, permit: connection.permit, talk, attach };
+        let permit = connection.permit;
+        let handover = Handover { released, permit, talk, attach, family };
         self.driver.hand_over(to, Box::new(handover));
     }
 
@@ -427,11 +440,18 @@ impl GatewayShard {
     }
 
     fn take_over(&mut self, io: &mut Io, handover: Handover) {
-        let Handover { released, permit, talk, attach } = handover;
+        let Handover { released, permit, talk, attach, family } = handover;
         let id = io.adopt(released);
-        if !matches!(self.stage, Stage::Ready | Stage::Accepting) {
+        // Its log-in may have ended on the way: what that ends was looked for here before it came.
+        let issued_at_s = attach.identity.issued_at_s;
+        let ended = family.is_some_and(|it| self.shared.verifier.has_ended(it, issued_at_s));
+        let refused = match self.stage {
+            Stage::Ready | Stage::Accepting => ended.then_some(ErrorCode::RevokedToken),
+            _ => Some(ErrorCode::Draining),
+        };
+        if let Some(code) = refused {
             self.put(id, permit, Phase::Hello(talk));
-            let (failure, code) = refusal(ErrorCode::Draining);
+            let (failure, code) = refusal(code);
             return self.refuse(io, id, failure, code);
         }
         self.attach(io, id, permit, talk, attach);
@@ -467,7 +487,7 @@ impl GatewayShard {
             Effect::CallElsewhere { call, what, to } => self.call_elsewhere(call, what, to),
             Effect::Rehome { session, attach, to } => {
                 let Some(id) = self.sessions.remove(&session) else { return };
-                self.hand_over(io, id, to, attach);
+                self.hand_over(io, id, to, attach, None);
             }
             // The driver carries the others out.
             _ => {}

@@ -26,7 +26,7 @@ pub const DATABASE_FILE: &str = "accounts.sqlite";
 
 /// The statements that make each version of the schema out of the one before. Versions are never
 /// edited, only added.
-const SCHEMA: &[&str] = &[include_str!("schema.sql")];
+const SCHEMA: &[&str] = &[include_str!("schema.sql"), include_str!("schema_2.sql")];
 
 /// Tries a transaction again that others got in the way of, a bounded number of times.
 macro_rules! retried {

@@ -53,7 +53,7 @@ use self::limits::{
     TASKS_LOOK,
 };
 use self::metrics::Figures;
-pub use self::outbox::{Change, Projection};
+pub use self::outbox::{About, Backlog, Change, Projection};
 use self::password::Passwords;
 pub use self::tasks::{DeadTask, Tasks};
 pub use self::types::{
@@ -239,6 +239,13 @@ impl Limiters {
             passwords: Buckets::new(passwords, LIMITER_KEYS_MAX),
             relations: Buckets::new(relations, LIMITER_KEYS_MAX),
         }
+    }
+}
+
+impl Upkeep {
+    /// Ends one thing more when it is dropped.
+    pub fn with(&mut self, task: JoinHandle<()>) {
+        self.tasks.push(task);
     }
 }
 

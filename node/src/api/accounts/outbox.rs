@@ -66,6 +66,22 @@ pub enum Change {
     },
 }
 
+/// What to look for among that which waits.
+#[derive(Clone, Copy, Debug)]
+pub enum About<'a> {
+    /// The log-ins and devices of an account, and whether there is one.
+    LogIns(&'a AccountId),
+}
+
+/// How much waits for the chat store.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Backlog {
+    /// Changes.
+    pub rows: u64,
+    /// Unix milliseconds of the oldest one; 0 if there is none.
+    pub oldest_ms: u64,
+}
+
 impl Accounts {
     /// Takes up to `limit` changes (at most 256), the oldest first, for `lease`. What is not
     /// [`Accounts::done`] by then is given again.
@@ -103,6 +119,23 @@ impl Accounts {
         }
         tx.commit().await?;
         Ok(taken)
+    }
+
+    /// What of this the chat store has not taken over yet, whether it is taken or not; at most 256.
+    pub async fn waiting(&self, about: About<'_>) -> Result<Vec<Projection>, AccountError> {
+        let find = "SELECT topic, version, kind, account, other, friends, blocks, changed_ms \
+                    FROM outbox WHERE account = $1 AND kind <> 'relation' \
+                    ORDER BY version LIMIT $2";
+        let About::LogIns(account) = about;
+        let rows = sqlx::query(find).bind(account.as_str()).bind(PROJECTIONS_MAX as i64);
+        rows.fetch_all(self.inner.db.pool()).await?.iter().map(projection).collect()
+    }
+
+    /// How much waits for the chat store.
+    pub async fn backlog(&self) -> Result<Backlog, AccountError> {
+        let count = "SELECT COUNT(*), COALESCE(MIN(changed_ms), 0) FROM outbox";
+        let row = sqlx::query(count).fetch_one(self.inner.db.pool()).await?;
+        Ok(Backlog { rows: number(&row, 0)?, oldest_ms: number(&row, 1)? })
     }
 
     /// The chat store has taken these over. A change that has come meanwhile stays. Saying it twice

@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::sessions::end_live;
 use super::types::{InstallationText, hex16};
 use crate::api::Shared;
 use crate::api::accounts::{Device, DeviceName, Me, Profile, ProfileChange, SignedInState};
@@ -158,6 +159,7 @@ pub(super) async fn devices(
 }
 
 pub(super) async fn remove_device(
+    State(state): State<Shared>,
     Account(caller): Account,
     Db(accounts): Db,
     InPath(path): InPath<DevicePath>,
@@ -170,6 +172,7 @@ pub(super) async fn remove_device(
     let which = which
         .ok_or_else(|| Problem::invalid("id", "must be a device's number or its installation"))?;
     accounts.remove_device(&caller, which).await?;
+    end_live(&state, &accounts, &caller).await;
     Ok(Nothing)
 }
 

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::profile::User;
 use super::types::InstallationText;
 use crate::api::Shared;
-use crate::api::accounts::{Accounts, LogIn, SignUp, SignedIn};
+use crate::api::accounts::{self, About, Accounts, LogIn, SignUp, SignedIn};
 use crate::api::extract::{Account, Answer, Db, IdempotencyKey, Json, Nothing, Peer, unix_s};
 use crate::api::problem::Problem;
 
@@ -128,19 +128,31 @@ pub(super) async fn refresh(
 }
 
 pub(super) async fn log_out(
+    State(state): State<Shared>,
     Db(accounts): Db,
     Account(caller): Account,
 ) -> Result<Nothing, Problem> {
     accounts.log_out(&caller).await?;
+    end_live(&state, &accounts, &caller).await;
     Ok(Nothing)
 }
 
 pub(super) async fn log_out_everywhere(
+    State(state): State<Shared>,
     Db(accounts): Db,
     Account(caller): Account,
 ) -> Result<Nothing, Problem> {
     accounts.log_out_everywhere(&caller).await?;
+    end_live(&state, &accounts, &caller).await;
     Ok(Nothing)
+}
+
+/// Ends what lives of the caller's log-ins that have ended: to be called by whoever ends some. If
+/// the chat cannot be asked now it follows as soon as it can; the tokens are refused already.
+pub(super) async fn end_live(state: &Shared, accounts: &Accounts, caller: &accounts::Caller) {
+    if let Err(problem) = state.follow(accounts, About::LogIns(&caller.account)).await {
+        tracing::warn!(why = problem.code().name(), "live sessions do not end at once");
+    }
 }
 
 async fn user_of(accounts: &Accounts, signed_in: &SignedIn) -> Result<User, Problem> {

@@ -170,6 +170,10 @@ pub(super) async fn events(
 }
 
 async fn next(state: &Shared, owner: &Owner, sync: CallSync) -> Result<Synced, Problem> {
+    // What ends a log-in ends the calls that wait: none may begin to wait after that.
+    if state.tokens().is_some_and(|tokens| tokens.has_ended(owner)) {
+        return Err(ErrorCode::RevokedToken.into());
+    }
     let call = state.chat()?.call(owner, CallRequest::Sync(sync));
     let draining = state.draining();
     let answer = tokio::select! {
