@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod frames;
+mod link;
 mod store;
 mod websocket;
 
@@ -29,6 +30,9 @@ pub const TARGETS: &[Target] = &[
     Target { name: "ws_decode", run: websocket::decode },
     Target { name: "ws_server_handshake", run: websocket::server_handshake },
     Target { name: "ws_client_handshake", run: websocket::client_handshake },
+    Target { name: "link", run: link::envelopes },
+    Target { name: "link_archive", run: link::archives },
+    Target { name: "link_handshake", run: link::handshake },
     Target { name: "cursor", run: store::cursor },
     Target { name: "values", run: store::values },
 ];

@@ -12,6 +12,8 @@ pub mod frame;
 pub mod id;
 pub mod json;
 pub mod limits;
+#[cfg(feature = "link")]
+pub mod link;
 #[cfg(test)]
 mod samples;
 pub mod varint;
