@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use crate::common::{Http, Node, NodeOptions};
+use crate::common::{Http, Node, NodeOptions, figure};
 
 const PASSWORD: &str = "correct horse battery";
 
@@ -156,4 +156,112 @@ fn friends_and_blocks_go_both_ways() {
     assert_eq!((blocked.status, blocked.problem()), (404, "unknown_user"));
     assert_eq!(alice.get("/v1/friends?limit=0").problem(), "invalid");
     assert_eq!(alice.get("/v1/users/BOB").json["handle"], "bob");
+}
+
+#[test]
+fn a_new_password_ends_the_log_ins_of_other_devices_and_the_old_one() {
+    let node = node();
+    let mut http = Http::connect(node.http());
+    sign_up(&mut http, "alice");
+    let (first, second) = (log_in(&mut http, "alice", "a"), log_in(&mut http, "alice", "b"));
+    let (mut one, mut two) = (with_token(&node, &first), with_token(&node, &second));
+    let change = |http: &mut Http, old: &str, new: &str| {
+        let body = json!({ "password": old, "new_password": new }).to_string();
+        http.ask("PUT", "/v1/me/password", "", Some(&body))
+    };
+    let wrong = change(&mut one, "not the password", "another long one");
+    assert_eq!((wrong.status, wrong.problem()), (401, "wrong_credentials"));
+    let short = change(&mut one, PASSWORD, "short");
+    assert_eq!((short.status, short.json["field"].as_str()), (400, Some("new_password")));
+    assert_eq!(two.get("/v1/me").status, 200, "nothing has been changed");
+
+    assert_eq!(change(&mut one, PASSWORD, "another long one").status, 204);
+    assert_eq!(one.get("/v1/me").status, 200);
+    assert_eq!(two.get("/v1/me").problem(), "revoked_token");
+    let refresh = json!({ "refresh_token": second["refresh_token"] });
+    assert_eq!(http.post("/v1/sessions/refresh", &refresh).problem(), "invalid_token");
+    let refresh = json!({ "refresh_token": first["refresh_token"] });
+    assert_eq!(http.post("/v1/sessions/refresh", &refresh).status, 200);
+    let mut with = |password: &str| {
+        http.post("/v1/sessions", &json!({ "handle": "alice", "password": password })).status
+    };
+    assert_eq!((with(PASSWORD), with("another long one")), (401, 200));
+}
+
+#[test]
+fn a_deleted_account_is_gone_for_everybody_also_after_a_crash() {
+    let mut node = node();
+    let mut http = Http::connect(node.http());
+    sign_up(&mut http, "alice");
+    sign_up(&mut http, "bob");
+    let session = log_in(&mut http, "alice", "a");
+    let mut alice = with_token(&node, &session);
+    let bob = log_in(&mut http, "bob", "b");
+    let delete = |http: &mut Http, password: &str| {
+        http.ask("DELETE", "/v1/me", "", Some(&json!({ "password": password }).to_string()))
+    };
+    assert_eq!(delete(&mut alice, "not the password").problem(), "wrong_credentials");
+    assert_eq!(alice.get("/v1/me").json["user"]["handle"], "alice");
+    assert_eq!(delete(&mut alice, PASSWORD).status, 204);
+    // The rows may be gone or not: a restart knows.
+    node.restart();
+    let mut alice = with_token(&node, &session);
+    let mut bob = with_token(&node, &bob);
+    let mut http = Http::connect(node.http());
+    assert_eq!(alice.get("/v1/me").problem(), "revoked_token");
+    assert_eq!(bob.get("/v1/users/alice").problem(), "unknown_user");
+    let again = json!({ "handle": "alice", "password": PASSWORD });
+    assert_eq!(http.post("/v1/sessions", &again).problem(), "wrong_credentials");
+    assert_eq!(http.post("/v1/accounts", &again).problem(), "handle_taken");
+}
+
+#[test]
+fn an_export_has_the_account_and_every_message_once() {
+    let node = node();
+    let mut http = Http::connect(node.http());
+    sign_up(&mut http, "alice");
+    let alice = log_in(&mut http, "alice", "a");
+    let mut alice = with_token(&node, &alice);
+    let mut channels = Vec::new();
+    // More channels than a page lists, and one with more messages and bytes than a page has.
+    for n in 0..53 {
+        let handle = format!("friend{n}");
+        let with = json!({ "kind": "direct", "with_user": { "issuer": "", "subject": handle } });
+        Http::connect(node.http()).token(&node.token(&handle)).get("/v1/channels");
+        let id = alice.post("/v1/channels", &with).json["id"].as_str().expect("an id").to_owned();
+        let sends = if n == 7 { 300 } else { n % 3 };
+        for k in 0..sends {
+            let text = format!("{n} {k} {}", "x".repeat(if n == 7 { 700 } else { 0 }));
+            let sent = alice.post(&format!("/v1/channels/{id}/messages"), &json!({ "text": text }));
+            assert_eq!(sent.status, 201, "{sent:?}");
+        }
+        if sends > 0 {
+            channels.push((id, sends));
+        }
+    }
+    let export = alice.get("/v1/me/export");
+    assert_eq!(export.status, 200, "{}", export.head);
+    let export = export.json;
+    assert_eq!(export["account"]["handle"], "alice", "{export}");
+    assert_eq!(export["subject"], export["account"]["user"]);
+    assert!(!export.to_string().contains("argon2"));
+    let found = export["channels"].as_array().expect("channels");
+    let mut told: Vec<(String, u64)> = Vec::new();
+    for channel in found {
+        let messages = channel["messages"].as_array().expect("messages");
+        let seqs: Vec<u64> = messages.iter().map(|one| one["seq"].as_u64().expect("a")).collect();
+        let head = channel["head"].as_u64().expect("a number");
+        assert_eq!(seqs, (1..=head).collect::<Vec<_>>(), "{}", channel["id"]);
+        told.push((channel["id"].as_str().expect("an id").to_owned(), head));
+    }
+    channels.sort();
+    assert_eq!(told, channels, "by id, each one once");
+
+    // Whoever has no account here exports what was said, and nobody else's.
+    let mut friend = Http::connect(node.http()).token(&node.token("friend7"));
+    let export = friend.get("/v1/me/export").json;
+    assert_eq!(export["account"], Value::Null);
+    assert_eq!(export["channels"].as_array().map(Vec::len), Some(1));
+    assert_eq!(export["channels"][0]["messages"].as_array().map(Vec::len), Some(300));
+    assert_eq!(figure(&node, "chatring_http_exports"), 0.0);
 }

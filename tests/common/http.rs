@@ -132,15 +132,35 @@ impl Http {
         }
     }
 
-    /// Reads an answer whose length is told.
+    /// Reads an answer that has a length or comes in chunks.
     pub fn answer(&mut self) -> Full {
         let head = self.head();
         let status = head.get(9..12).and_then(|status| status.parse().ok()).expect("a status");
+        if head.contains("transfer-encoding: chunked") {
+            let body = self.chunks();
+            return Full { status, head, json: serde_json::from_slice(&body).unwrap_or_default() };
+        }
         let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
         let length = length.map_or(0, |length| length.parse().expect("a length"));
         let mut body = vec![0; length];
         self.stream.read_exact(&mut body).expect("a body");
         Full { status, head, json: serde_json::from_slice(&body).unwrap_or(Value::Null) }
+    }
+
+    /// Reads chunks to their end.
+    fn chunks(&mut self) -> Vec<u8> {
+        let mut body = Vec::new();
+        loop {
+            let length = self.line();
+            let length = usize::from_str_radix(length.trim_end(), 16).expect("a chunk's length");
+            let from = body.len();
+            body.resize(from + length + 2, 0);
+            self.stream.read_exact(&mut body[from..]).expect("a chunk");
+            body.truncate(from + length);
+            if length == 0 {
+                return body;
+            }
+        }
     }
 }
 

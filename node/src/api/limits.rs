@@ -30,6 +30,10 @@ pub const HTTP2_SEND_BYTES_MAX: usize = 64 * 1024;
 pub const HTTP2_PING_MS: u64 = 20_000;
 /// Requests that wait for news (long polls and streams of events) at a time.
 pub const HTTP_PARKED_MAX: usize = 16_384;
+/// Exports of everything under way at a time, one of each user.
+pub const HTTP_EXPORTS_MAX: usize = 16;
+/// Time that an export may take.
+pub const HTTP_EXPORT_MS_MAX: u64 = 3_600_000;
 /// Connections from the address of the WebSocket that wait for the service thread; further ones are
 /// closed.
 pub const HTTP_HANDED_MAX: usize = 4_096;

@@ -11,6 +11,7 @@ mod chat;
 mod describe;
 mod docs;
 mod endpoints;
+mod exports;
 mod extract;
 pub mod limits;
 mod metrics;
@@ -45,6 +46,7 @@ use self::accounts::{Accounts, OpenError, Upkeep};
 use self::bodies::Bodies;
 use self::chat::Chat;
 use self::endpoints::Endpoints;
+use self::exports::Exports;
 use self::limits::{ACCOUNTS_CLOSE_MS_MAX, HTTP_HANDED_MAX};
 use self::parked::Parking;
 use self::places::Places;
@@ -265,6 +267,7 @@ struct State {
     ws_url: OnceLock<String>,
     durability: Durability,
     parked: Parking,
+    exports: Arc<Exports>,
     bodies: Arc<Bodies>,
     /// How far the chat store follows the accounts.
     projected: projector::Figures,
@@ -288,6 +291,7 @@ impl State {
             // Of the embedded store, the only one of a server today.
             durability: Durability::Fsync,
             parked: Parking::default(),
+            exports: Arc::default(),
             bodies: Arc::default(),
             projected: projector::Figures::default(),
             places,
@@ -351,6 +355,11 @@ impl State {
                 "chatring_http_parked",
                 "requests that wait for news",
                 MetricValue::Gauge(self.parked.count() as u64),
+            ),
+            (
+                "chatring_http_exports",
+                "exports of everything under way",
+                MetricValue::Gauge(self.exports.count() as u64),
             ),
         ];
         metrics.extend(own.map(|(name, help, value)| Metric::new(name, help, value)));

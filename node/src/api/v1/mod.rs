@@ -1,6 +1,8 @@
 //! Version 1 of the HTTP API: each endpoint in one line, and what it does in a module by subject.
 
+mod account;
 mod channels;
+mod export;
 mod friends;
 mod messages;
 mod nodes;
@@ -73,6 +75,19 @@ fn with_profiles(endpoints: Endpoints) -> Endpoints {
             gone,
             profile::change,
         )
+        .add(
+            (DELETE, "/v1/me"),
+            about("deleteMe", "Delete my account"),
+            &[ErrorCode::UnknownUser, ErrorCode::WrongCredentials],
+            account::delete,
+        )
+        .add(
+            (PUT, "/v1/me/password"),
+            about("changePassword", "Change my password; my other log-ins end"),
+            &[ErrorCode::UnknownUser, ErrorCode::WrongCredentials],
+            account::change_password,
+        )
+        .add((GET, "/v1/me/export"), about("export", "Everything of mine"), gone, export::export)
         .add(
             (GET, "/v1/users/{handle}"),
             about("getUser", "The profile of a user"),
