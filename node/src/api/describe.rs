@@ -115,6 +115,7 @@ impl Operation<'_> {
         for (name, schema) in properties.into_iter().flatten() {
             let mut schema = schema.clone();
             let about = schema.as_object_mut().and_then(|schema| schema.remove("description"));
+            without_null(&mut schema);
             let stands = match stand {
                 In::Path => "path",
                 In::Query => "query",
@@ -191,6 +192,9 @@ impl Operation<'_> {
             });
             self.answers.entry(status).or_insert(answer);
         }
+        // Told by the connection itself, before anybody knows which endpoint it is for.
+        let too_large = json!({ "description": "the head is too large; no body" });
+        self.answers.entry(431).or_insert(too_large);
         let answers: Map<String, Value> =
             self.answers.into_iter().map(|(status, answer)| (status.to_string(), answer)).collect();
         let mut operation = json!({
@@ -207,6 +211,15 @@ impl Operation<'_> {
             operation["requestBody"] = body;
         }
         operation
+    }
+}
+
+/// Texts have no null: who has nothing to say leaves the parameter out.
+fn without_null(schema: &mut Value) {
+    let Some(Value::Array(kinds)) = schema.get_mut("type") else { return };
+    kinds.retain(|kind| kind != "null");
+    if let [kind] = kinds.as_slice() {
+        schema["type"] = kind.clone();
     }
 }
 

@@ -206,6 +206,8 @@ impl<T: DeserializeOwned + Send> FromRequestParts<Shared> for InPath<T> {
 impl<T: JsonSchema> Takes for InPath<T> {
     fn describe(operation: &mut Operation<'_>) {
         operation.parameters::<T>(In::Path);
+        // With an empty parameter, or one of several segments.
+        operation.fails(&[ErrorCode::NotFound]);
     }
 }
 

@@ -36,6 +36,7 @@ pub(super) struct ProblemBody<'a> {
     class: &'a str,
     /// For people, in English.
     #[serde(skip_serializing_if = "str::is_empty")]
+    #[schemars(default)]
     detail: &'a str,
     /// Path of the field of the request that is wrong.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -291,7 +291,10 @@ fn the_description_and_the_figures_follow_from_the_handlers() {
     assert_eq!(document["openapi"], "3.1.0");
     let operation = &document["paths"]["/v1/echo/{number}"]["post"];
     let statuses: Vec<_> = operation["responses"].as_object().expect("answers").keys().collect();
-    assert_eq!(statuses, ["201", "400", "401", "408", "413", "415", "429", "500", "503"]);
+    assert_eq!(
+        statuses,
+        ["201", "400", "401", "404", "408", "413", "415", "429", "431", "500", "503"]
+    );
     let places: Vec<_> = operation["parameters"]
         .as_array()
         .expect("parameters")

@@ -63,6 +63,7 @@ pub(super) struct ListQuery {
     /// `next` of the page before.
     after: Option<CidText>,
     /// How many, 1 to 50; 50 if it is left out.
+    #[schemars(range(min = 1, max = CHANNELS_MAX))]
     limit: Option<u32>,
 }
 

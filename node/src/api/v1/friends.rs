@@ -18,8 +18,10 @@ const PAGE_ROWS_MAX: u16 = 200;
 #[serde(deny_unknown_fields)]
 pub(super) struct PageQuery {
     /// `next` of the page before.
+    #[schemars(regex(pattern = "^([0-9a-f]{32})?$"))]
     after: Option<String>,
     /// How many, 1 to 200; 50 if it is left out.
+    #[schemars(range(min = 1, max = PAGE_ROWS_MAX))]
     limit: Option<u16>,
 }
 

@@ -35,6 +35,7 @@ pub(super) struct SendBody {
     cmid: Option<CmidText>,
     /// The newest seq of the channel that the client had seen when it first sent this message; for
     /// clients that keep one.
+    #[schemars(range(max = JSON_NUMBER_MAX))]
     base: Option<u64>,
 }
 
@@ -84,10 +85,13 @@ pub(super) struct Message {
 #[serde(deny_unknown_fields)]
 pub(super) struct HistoryQuery {
     /// Only older messages than this position; the newest of them are given.
+    #[schemars(range(max = JSON_NUMBER_MAX))]
     before: Option<u64>,
     /// Only newer messages than this position; the oldest of them are given.
+    #[schemars(range(max = JSON_NUMBER_MAX))]
     after: Option<u64>,
     /// How many, 1 to 256; 50 if it is left out. There may be fewer, with `gap` set.
+    #[schemars(range(min = 1, max = HISTORY_ROWS_MAX))]
     limit: Option<u32>,
 }
 

@@ -44,8 +44,10 @@ pub(super) struct SyncQuery {
     cursor: Option<Base64>,
     /// How long to wait if nothing is new, in milliseconds, up to 60000; 0 (or left out) answers
     /// at once.
+    #[schemars(range(max = SYNC_WAIT_MS_MAX))]
     wait_ms: Option<u32>,
     /// Most events, 1 to 256; 256 if it is left out.
+    #[schemars(range(min = 1, max = SYNC_EVENTS_MAX))]
     limit: Option<u32>,
 }
 
