@@ -26,5 +26,6 @@ mod net_drain;
 mod net_drivers;
 mod net_foreign;
 mod net_resume;
+mod net_tls;
 mod net_wakeups;
 mod tidy;

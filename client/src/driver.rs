@@ -11,6 +11,7 @@ use bytes::Bytes;
 use chatring_wire::frame::MessageKind;
 use chatring_wire::{Cid, CloseCode, Cmid, InstallationId, Subprotocol};
 use ring::rand::{SecureRandom as _, SystemRandom};
+use rustls::ClientConfig;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -37,6 +38,8 @@ pub struct Options {
     pub subprotocol: Subprotocol,
     /// Choices of the session.
     pub config: Config,
+    /// Whom to trust at a `wss` URL; without it those cannot be reached.
+    pub tls: Option<Arc<ClientConfig>>,
     /// The cache on disk with what it held, or none: then a new installation without memory.
     pub cache: Option<(CacheFile, CacheImage)>,
 }
@@ -254,7 +257,8 @@ impl Driver {
     async fn connect(&mut self) -> Result<(), Stop> {
         let moved = self.session.moved_to().and_then(|url| url.parse::<WsUrl>().ok());
         let url = moved.unwrap_or_else(|| self.options.url.clone());
-        let opening = Socket::open(&url, self.options.subprotocol, self.bytes.clone());
+        let tls = self.options.tls.as_ref();
+        let opening = Socket::open(&url, tls, self.options.subprotocol, self.bytes.clone());
         let mut socket = match opening.await {
             Ok(socket) => socket,
             Err(_error) => return self.disconnected(Disconnect::Unreachable).await,

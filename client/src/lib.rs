@@ -15,6 +15,7 @@
 pub mod cache;
 pub mod driver;
 pub mod session;
+pub mod tls;
 pub mod token;
 
 pub use cache::{CacheError, CacheFile, CacheImage, CacheWrite, OutboxEntry};

@@ -29,6 +29,9 @@ pub const STALL_MS: u64 = 50;
 #[derive(Debug, Parser)]
 #[command(name = "chatring-loadgen", version)]
 pub struct Cli {
+    /// PEM file with the certificates to trust at a node that speaks TLS, in place of the machine's
+    #[arg(long, value_name = "FILE", global = true)]
+    pub ca: Option<PathBuf>,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,

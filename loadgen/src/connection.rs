@@ -1,9 +1,12 @@
 //! One side of a WebSocket connection to a node, whose bytes are counted per kind of frame.
 
 use std::io;
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use chatring_client::tls::{RootsError, TlsError, TlsScratch, TlsSession, client_config};
 use chatring_wire::codec::{ClientCodec, Outgoing, SUBPROTOCOL_BINARY, Subprotocol};
 use chatring_wire::frame::{ClientFrame, ServerFrame};
 use chatring_wire::limits::{FRAME_BYTES_MAX, HANDSHAKE_BYTES_MAX};
@@ -12,12 +15,17 @@ use chatring_wire::ws::{
     MaskKey, MessageKind, Role, WsError,
 };
 use chatring_wire::{CloseCode, WireError};
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
 use thiserror::Error;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use crate::stamp::Mixer;
 use crate::tally::{self, Tally};
+
+/// What is spoken through TLS.
+const ALPN: &[&[u8]] = &[b"http/1.1"];
 
 /// How long a connection may take to stand.
 const CONNECT_MAX: Duration = Duration::from_secs(10);
@@ -33,16 +41,57 @@ pub struct Connection {
     bodies: Vec<Option<usize>>,
     /// Answers to the node's WebSocket frames.
     answers: BytesMut,
+    tls: Option<Box<Sealed>>,
     frames: Vec<ServerFrame>,
     random: Mixer,
+}
+
+/// The TLS of a connection, with the room that it works in.
+#[derive(Debug)]
+struct Sealed {
+    session: TlsSession,
+    scratch: TlsScratch,
+    /// Not sealed yet.
+    plain: BytesMut,
+    /// Sealed by the protocol itself, outside of a flush.
+    out: BytesMut,
+}
+
+/// Whom the connections of this process trust at `wss` URLs.
+static TRUST: OnceLock<Arc<ClientConfig>> = OnceLock::new();
+
+/// Has all connections of this process trust the certificates of a PEM file, in place of those that
+/// the machine trusts. To be said before the first one.
+///
+/// # Errors
+/// There are no certificates.
+pub fn trust(ca: &Path) -> Result<(), RootsError> {
+    let _ = TRUST.set(client_config(Some(ca), ALPN)?);
+    Ok(())
+}
+
+fn trusted() -> Result<Arc<ClientConfig>, RootsError> {
+    match TRUST.get() {
+        Some(config) => Ok(Arc::clone(config)),
+        None => {
+            let config = client_config(None, ALPN)?;
+            Ok(Arc::clone(TRUST.get_or_init(|| config)))
+        }
+    }
 }
 
 /// Why there is no connection.
 #[derive(Debug, Error)]
 pub enum ConnectError {
-    /// The URL is not `ws://HOST:PORT/…`.
-    #[error("{0} is not of the form ws://HOST:PORT/PATH")]
+    /// The URL is not `ws://HOST:PORT/…` or `wss://HOST:PORT/…`.
+    #[error("{0} is not of the form ws://HOST:PORT/PATH or wss://HOST:PORT/PATH")]
     Url(String),
+    /// Nobody is trusted.
+    #[error(transparent)]
+    Roots(#[from] RootsError),
+    /// TLS has failed.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The network says no.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -63,6 +112,9 @@ pub enum Over {
     /// It broke.
     #[error(transparent)]
     Lost(#[from] io::Error),
+    /// The node broke TLS.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The node broke the WebSocket protocol.
     #[error(transparent)]
     WebSocket(#[from] WsError),
@@ -86,7 +138,7 @@ impl Connection {
         }
     }
 
-    fn new(random: Mixer) -> Connection {
+    fn new(random: Mixer, tls: Option<Box<Sealed>>) -> Connection {
         Connection {
             decoder: ws::Decoder::new(Role::Client, ws::Limits::default()),
             codec: ClientCodec::new(Subprotocol::Binary, FRAME_BYTES_MAX),
@@ -94,6 +146,7 @@ impl Connection {
             outgoing: Outgoing::new(),
             bodies: Vec::new(),
             answers: BytesMut::new(),
+            tls,
             frames: Vec::new(),
             random,
         }
@@ -104,6 +157,23 @@ impl Connection {
     /// # Errors
     /// The node broke a protocol, or closes.
     pub fn receive(
+        &mut self,
+        input: &[u8],
+        tally: &mut Tally,
+        on_frame: impl FnMut(ServerFrame),
+    ) -> Result<(), Over> {
+        let Some(mut tls) = self.tls.take() else {
+            return self.receive_plain(input, tally, on_frame);
+        };
+        let Sealed { session, scratch, out, .. } = &mut *tls;
+        let opened = session.receive(input, scratch, out);
+        let received = self.receive_plain(&scratch.plain, tally, on_frame);
+        self.tls = Some(tls);
+        opened?;
+        received
+    }
+
+    fn receive_plain(
         &mut self,
         mut input: &[u8],
         tally: &mut Tally,
@@ -143,11 +213,16 @@ impl Connection {
 
     /// Whether something is on its way that [`Connection::flush`] writes.
     pub fn has_output(&self) -> bool {
-        !self.outgoing.is_empty() || !self.answers.is_empty()
+        let sealed = self.tls.as_ref().is_some_and(|tls| !tls.out.is_empty());
+        !self.outgoing.is_empty() || !self.answers.is_empty() || sealed
     }
 
     /// Writes all that is on its way.
     pub fn flush(&mut self, out: &mut BytesMut, tally: &mut Tally) {
+        self.sealed(out, |connection, out| connection.flush_plain(out, tally));
+    }
+
+    fn flush_plain(&mut self, out: &mut BytesMut, tally: &mut Tally) {
         let before = out.len();
         out.extend_from_slice(&self.answers);
         self.answers.clear();
@@ -159,8 +234,23 @@ impl Connection {
     pub fn say_goodbye(&mut self, code: CloseCode, out: &mut BytesMut, tally: &mut Tally) {
         let mask = self.mask();
         self.close.start(&mut self.answers, code, "", Some(mask));
-        self.frame_outgoing(out, tally);
-        self.flush(out, tally);
+        self.sealed(out, |connection, out| {
+            connection.frame_outgoing(out, tally);
+            connection.flush_plain(out, tally);
+        });
+        if let Some(tls) = &mut self.tls {
+            tls.session.close(out);
+        }
+    }
+
+    /// Seals what `write` writes, if the connection has TLS.
+    fn sealed(&mut self, out: &mut BytesMut, write: impl FnOnce(&mut Connection, &mut BytesMut)) {
+        let Some(mut tls) = self.tls.take() else { return write(self, out) };
+        write(self, &mut tls.plain);
+        out.unsplit(std::mem::take(&mut tls.out));
+        // A session that cannot send any more is broken: its end comes with the next bytes read.
+        let _ = tls.session.send(&std::mem::take(&mut tls.plain), out);
+        self.tls = Some(tls);
     }
 
     fn decode(&mut self, payload: &Bytes, tally: &mut Tally) -> Result<(), WireError> {
@@ -197,28 +287,40 @@ async fn connect(
     mut random: Mixer,
 ) -> Result<(std::net::TcpStream, Connection), ConnectError> {
     let bad_url = || ConnectError::Url(url.to_owned());
-    let rest = url.strip_prefix("ws://").ok_or_else(bad_url)?;
+    let (scheme, rest) = url.split_once("://").ok_or_else(bad_url)?;
     let slash = rest.find('/').unwrap_or(rest.len());
     let (host, path) = rest.split_at(slash);
     let path = if path.is_empty() { "/" } else { path };
-    let mut stream = TcpStream::connect(host).await?;
+    let tls = match scheme {
+        "ws" => None,
+        "wss" => {
+            let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
+            let name = name.trim_start_matches('[').trim_end_matches(']').to_owned();
+            let name = ServerName::try_from(name).map_err(|_| bad_url())?;
+            let session = TlsSession::client(trusted()?, name)?;
+            let (plain, out) = (BytesMut::new(), BytesMut::new());
+            Some(Box::new(Sealed { session, scratch: TlsScratch::default(), plain, out }))
+        }
+        _ => return Err(bad_url()),
+    };
+    let stream = TcpStream::connect(host).await?;
     stream.set_nodelay(true)?;
+    let mut link = Link { stream, tls };
+    link.shake_hands().await?;
     let request = ClientRequest { host, path, subprotocols: &[SUBPROTOCOL_BINARY] };
     let nonce = (u128::from(random.draw()) << 64) | u128::from(random.draw());
     let mut out = BytesMut::new();
     let mut handshake = ClientHandshake::start(&request, nonce.to_be_bytes(), &mut out)?;
-    stream.write_all(&out).await?;
+    link.write(out).await?;
     let mut head = Vec::new();
     loop {
-        let mut bytes = [0; 512];
         // The server speaks only after `hello`, so nothing follows the head yet.
-        let count = stream.read(&mut bytes).await?;
-        head.extend_from_slice(&bytes[..count]);
+        let count = link.read(&mut head).await?;
         match handshake.advance(&head)? {
             ClientProgress::Connected { head_bytes, .. } if head_bytes == head.len() => {
-                let stream = stream.into_std()?;
+                let stream = link.stream.into_std()?;
                 stream.set_nonblocking(false)?;
-                return Ok((stream, Connection::new(random)));
+                return Ok((stream, Connection::new(random, link.tls)));
             }
             ClientProgress::Connected { .. } => {
                 return Err(io::Error::other("the server spoke before the hello").into());
@@ -228,5 +330,48 @@ async fn connect(
             }
             ClientProgress::Incomplete => {}
         }
+    }
+}
+
+/// A socket while the connection is being made.
+struct Link {
+    stream: TcpStream,
+    tls: Option<Box<Sealed>>,
+}
+
+impl Link {
+    async fn shake_hands(&mut self) -> Result<(), ConnectError> {
+        let Link { stream, tls: Some(tls) } = self else { return Ok(()) };
+        let mut bytes = Vec::new();
+        while tls.session.is_handshaking() {
+            let opened = tls.session.receive(&bytes, &mut tls.scratch, &mut tls.out);
+            stream.write_all(&std::mem::take(&mut tls.out)).await?;
+            opened?;
+            bytes.clear();
+            if tls.session.is_handshaking() && stream.read_buf(&mut bytes).await? == 0 {
+                return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+            }
+        }
+        Ok(())
+    }
+
+    async fn write(&mut self, plain: BytesMut) -> Result<(), ConnectError> {
+        let Some(tls) = &mut self.tls else { return Ok(self.stream.write_all(&plain).await?) };
+        tls.session.send(&plain, &mut tls.out)?;
+        Ok(self.stream.write_all(&std::mem::take(&mut tls.out)).await?)
+    }
+
+    /// Appends what comes; answers how many bytes came over the socket.
+    async fn read(&mut self, plain: &mut Vec<u8>) -> Result<usize, ConnectError> {
+        let mut bytes = [0; 512];
+        let count = self.stream.read(&mut bytes).await?;
+        match &mut self.tls {
+            None => plain.extend_from_slice(&bytes[..count]),
+            Some(tls) => {
+                tls.session.receive(&bytes[..count], &mut tls.scratch, &mut tls.out)?;
+                plain.extend_from_slice(&tls.scratch.plain);
+            }
+        }
+        Ok(count)
     }
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use chatring_loadgen::cli::{Bare, Cli, Command, Compare, Direct, Share};
+use chatring_loadgen::connection::trust;
 use chatring_loadgen::machine;
 use chatring_loadgen::report::compare::Comparison;
 use chatring_loadgen::report::{Report, html};
@@ -24,6 +25,12 @@ const EXIT_BOTTLENECK: u8 = 3;
 fn main() -> ExitCode {
     let cli = Cli::parse();
     machine::raise_open_files();
+    if let Some(ca) = &cli.ca
+        && let Err(error) = trust(ca)
+    {
+        eprintln!("chatring-loadgen: {error}");
+        return ExitCode::from(EXIT_UNUSABLE);
+    }
     let outcome = match &cli.command {
         Command::Direct(options) => run_direct(options),
         Command::Verify(options) => verify::run(options).map(|verified| {

@@ -379,7 +379,7 @@ impl<S: Script + 'static> Pool<S> {
         match over {
             Over::Closed(Some(code)) => Disconnect::Closed(*code),
             Over::Closed(None) | Over::Lost(_) => Disconnect::Lost,
-            Over::WebSocket(_) | Over::Wire(_) => {
+            Over::Tls(_) | Over::WebSocket(_) | Over::Wire(_) => {
                 self.script.protocol_fault(place, over);
                 Disconnect::Lost
             }

@@ -18,3 +18,4 @@ pub mod rt;
 pub mod server;
 pub mod store;
 pub mod takeover;
+pub mod tls;

@@ -15,13 +15,13 @@ use tracing::warn;
 use crate::auth::{self, Verifier};
 use crate::config::Config;
 use crate::gateway::{
-    self, Calls, Gateway, GatewayConfig, GatewayCounters, HttpSink, REFUSED_MAX, StoreSink,
+    self, Calls, Gateway, GatewayConfig, GatewayCounters, REFUSED_MAX, StoreSink,
 };
 use crate::held::HELD;
 use crate::limits::STORE_FILES_MAX;
 use crate::metrics::{Metric, of_connections, of_runtime, of_shards, of_store};
 use crate::rt::{SHARDS_MAX, StatValues};
-use crate::server::{Clients, Drained, StartError};
+use crate::server::{Clients, Door, Drained, StartError};
 use crate::store::embedded::EmbeddedStore;
 
 /// A running node.
@@ -44,9 +44,9 @@ struct Running {
 }
 
 impl EmbeddedNode {
-    /// Opens the store, makes or reads the token key, and starts the shards. Connections that speak
-    /// HTTP go to `http`.
-    pub fn start(config: &Config, http: HttpSink) -> Result<EmbeddedNode, StartError> {
+    /// Opens the store, makes or reads the token key, and starts the shards. What comes
+    /// to their address goes through `door`.
+    pub fn start(config: &Config, door: Door) -> Result<EmbeddedNode, StartError> {
         let data = &config.server.data;
         let store = EmbeddedStore::open(data, config.store.embedded())
             .map_err(|error| StartError::Clients(error.to_string()))?;
@@ -69,6 +69,7 @@ impl EmbeddedNode {
             shards,
             driver: config.server.driver,
             gather: Duration::from_micros(config.server.gather.as_us()),
+            tls: door.tls,
             limits,
             shard_limits: config.limits.shard(),
         };
@@ -76,7 +77,8 @@ impl EmbeddedNode {
         let handles = move |_: ShardId, sink: StoreSink| -> Box<dyn Kv> {
             Box::new(opened.handle(move |completions| sink(completions)))
         };
-        let gateway = gateway::start(&gateway_config, handles, Arc::clone(&verifier) as _, http)
+        let verifies = Arc::clone(&verifier) as _;
+        let gateway = gateway::start(&gateway_config, handles, verifies, door.http)
             .map_err(|error| StartError::Clients(error.to_string()))?;
         let addr = gateway.local_addr();
         let driver = gateway.driver().to_owned();

@@ -20,16 +20,18 @@ use std::time::{Duration, Instant, SystemTime};
 use chatring_client::token::TokenKey;
 use flume::RecvTimeoutError;
 use rustix::process::{Resource, getrlimit, setrlimit};
+use rustls::ServerConfig;
 use serde_json::json;
 use thiserror::Error;
 use tracing::{info, warn};
 
-use crate::api::{AccountsParts, Api, ApiConfig, NodeParts, Phase};
+use crate::api::{AccountsParts, Api, ApiConfig, ApiEvent, NodeParts, Phase};
 use crate::auth::{AuthError, Verifier, write_private};
 use crate::config::Config;
 use crate::gateway::{Calls, HttpSink, WS_PATH};
 use crate::limits::{DRAIN_MS_MAX, END_MS_MAX, READY_MS_MAX, READY_POLL_MS};
 use crate::metrics::{Metric, of_process};
+use crate::tls::{ServerTls, TlsError};
 
 /// What serves clients: the shards with their store.
 pub trait Clients: Send + Sync + 'static {
@@ -111,9 +113,21 @@ pub enum StartError {
     /// Keys.
     #[error(transparent)]
     Auth(#[from] AuthError),
+    /// The certificate.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The store, the shards.
     #[error("{0}")]
     Clients(String),
+}
+
+/// What the clients' address has beside WebSockets.
+#[derive(Clone)]
+pub struct Door {
+    /// Where connections go that speak HTTP.
+    pub http: HttpSink,
+    /// What the address speaks TLS with, if it does.
+    pub tls: Option<Arc<ServerConfig>>,
 }
 
 /// Where a server that is ready can be reached.
@@ -130,7 +144,7 @@ pub struct Addresses {
 pub fn run<C: Clients>(
     config: &Config,
     ready_file: Option<&Path>,
-    start: impl FnOnce(&Config, HttpSink) -> Result<C, StartError> + Send + 'static,
+    start: impl FnOnce(&Config, Door) -> Result<C, StartError> + Send + 'static,
     on_ready: impl FnOnce(&Addresses),
 ) -> Result<Ended, StartError> {
     let started = SystemTime::now();
@@ -141,18 +155,29 @@ pub fn run<C: Clients>(
     // Two signals, one start and one end of the drain are all that is ever told.
     let (tell, told) = flume::bounded(4);
     let on_signal = tell.clone();
+    let tls = ServerTls::open(&config.tls)?;
+    let (reload, reloaded) = flume::bounded(1);
+    if let Some(tls) = &tls {
+        tls.watch(reloaded).map_err(|error| StartError::Clients(error.to_string()))?;
+    }
     let api_config = ApiConfig {
         listen: config.server.http,
         connections_max: config.limits.http_connections(getrlimit(Resource::Nofile).current),
         connections_per_ip_max: config.limits.http_connections_per_ip_max,
         cors_origins: config.server.cors_origins.clone(),
+        tls: tls.as_ref().map(|tls| tls.http()),
+        reloads: tls.is_some(),
     };
-    let api = Api::start(&api_config, move |_| {
-        let _ = on_signal.try_send(Event::Signal);
+    let api = Api::start(&api_config, move |event| {
+        // Whoever is to be told and has not looked yet will look.
+        let _ = match event {
+            ApiEvent::Stop => on_signal.try_send(Event::Signal).is_ok(),
+            ApiEvent::Reload => reload.try_send(()).is_ok(),
+        };
     })
     .map_err(|error| StartError::Listen { addr: config.server.http, error })?;
-    let sink = api.sink();
-    let start = move |config: &Config| start(config, sink);
+    let door = Door { http: api.sink(), tls: tls.as_ref().map(|tls| tls.websocket()) };
+    let start = move |config: &Config| start(config, door);
     let clients = match open(config, start, &tell, &told)? {
         Some(clients) => Arc::new(clients),
         None => return Ok(Ended::Unstarted),
@@ -167,12 +192,13 @@ pub fn run<C: Clients>(
     api.set_scrape(Box::new(move || {
         let mut metrics = of_process(started);
         metrics.extend(scraped.metrics());
+        metrics.extend(tls.iter().flat_map(|tls| tls.metrics()));
         metrics
     }));
     if wait_ready(&*clients, &told)? == Waited::Ready {
         let addresses = Addresses {
-            ws: ws_url(&Config::default(), &*clients),
-            http: format!("http://{}", reachable(api.local_addr())),
+            ws: own_ws_url(config, &*clients),
+            http: format!("{}://{}", scheme(config, "http"), reachable(api.local_addr())),
         };
         api.set_phase(Phase::Ready);
         if let Some(path) = ready_file {
@@ -225,8 +251,19 @@ fn open_accounts(api: &Api, config: &Config, clients: &impl Clients) -> Result<(
 /// Where clients that log in are sent: as configured, or as somebody on this machine reaches it.
 fn ws_url(config: &Config, clients: &impl Clients) -> String {
     match config.server.ws_url.as_str() {
-        "" => format!("ws://{}{WS_PATH}", reachable(clients.local_addr())),
+        "" => own_ws_url(config, clients),
         url => url.to_owned(),
+    }
+}
+
+fn own_ws_url(config: &Config, clients: &impl Clients) -> String {
+    format!("{}://{}{WS_PATH}", scheme(config, "ws"), reachable(clients.local_addr()))
+}
+
+fn scheme(config: &Config, plain: &'static str) -> String {
+    match config.tls.certificate.as_os_str().is_empty() {
+        true => plain.to_owned(),
+        false => format!("{plain}s"),
     }
 }
 

@@ -7,6 +7,7 @@ mod people;
 pub mod raw;
 pub mod skip;
 pub mod small_fs;
+pub mod tls;
 
 use std::path::PathBuf;
 use std::process::{Command, Output};

@@ -8,10 +8,12 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use chatring_client::token::TokenKey;
 use rustix::process::{Pid, Signal, kill_process};
+use rustls::ClientConfig;
 use serde_json::Value;
 use tempfile::TempDir;
 
 use super::executable;
+use super::tls::{self, Certificate};
 
 /// Time in which a server must be ready; a busy machine and an unoptimised build are slow.
 const READY_MAX: Duration = Duration::from_secs(60);
@@ -32,13 +34,22 @@ pub struct NodeOptions {
     pub config: Option<String>,
     /// Data folder, if not one of the server's own.
     pub data: Option<PathBuf>,
+    /// Whether it speaks TLS, with a certificate of its own.
+    pub tls: bool,
     /// Words before the executable and its arguments (`strace …`).
     pub wrapper: Vec<String>,
 }
 
 impl Default for NodeOptions {
     fn default() -> NodeOptions {
-        NodeOptions { shards: 2, args: Vec::new(), config: None, data: None, wrapper: Vec::new() }
+        NodeOptions {
+            shards: 2,
+            args: Vec::new(),
+            config: None,
+            data: None,
+            tls: false,
+            wrapper: Vec::new(),
+        }
     }
 }
 
@@ -64,6 +75,9 @@ impl Node {
         let folder = tempfile::tempdir().expect("a folder");
         if let Some(config) = &options.config {
             std::fs::write(folder.path().join("chatring.toml"), config).expect("a file");
+        }
+        if options.tls {
+            Certificate::make(2100).put(folder.path());
         }
         let log = Arc::default();
         let mut node = Node { folder, options, child: None, log, ready: Value::Null };
@@ -156,6 +170,16 @@ impl Node {
         self.folder.path().join("ready.json")
     }
 
+    /// Where its certificate and key lie, if it speaks TLS.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// How clients know it, if it speaks TLS.
+    pub fn trust(&self) -> Option<Arc<ClientConfig>> {
+        self.options.tls.then(|| tls::trust(self.folder()))
+    }
+
     /// Its data folder.
     pub fn data(&self) -> PathBuf {
         self.options.data.clone().unwrap_or_else(|| self.folder.path().join("data"))
@@ -219,6 +243,10 @@ impl Node {
         };
         command.args(["--listen", &address("ws"), "--http", &address("http")]);
         command.args(["--shards", &self.options.shards.to_string()]);
+        if self.options.tls {
+            let (certificate, key) = Certificate::paths(self.folder.path());
+            command.arg("--tls-certificate").arg(certificate).arg("--tls-key").arg(key);
+        }
         // A second run of the tests can use the other driver.
         if let Ok(driver) = std::env::var("CHATRING_TEST_DRIVER") {
             command.args(["--driver", &driver]);

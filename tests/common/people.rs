@@ -60,7 +60,8 @@ impl Person {
         let cache =
             cache.map(|path| CacheFile::open(path, new_installation()).expect("a cache file"));
         let url = node.ws().parse().expect("a URL");
-        let client = Client::spawn(Options { url, subprotocol, config, cache });
+        let tls = node.trust();
+        let client = Client::spawn(Options { url, subprotocol, config, tls, cache });
         Person { client, seen: Vec::new(), stored: Vec::new() }
     }
 

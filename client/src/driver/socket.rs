@@ -17,13 +17,15 @@ use chatring_wire::ws::{
 use chatring_wire::{
     ClientCodec, ClientFrame, CloseCode, Outgoing, ServerFrame, Subprotocol, WireError,
 };
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
 use thiserror::Error;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 
 use super::{Counters, random};
 use crate::session::Disconnect;
+use crate::tls::{MaybeTls, TlsError, TlsSession, TlsStream};
 
 /// How long a connection may take to stand.
 const CONNECT_MS_MAX: u64 = 10_000;
@@ -32,9 +34,11 @@ const READ_BYTES: usize = 16 * 1024;
 /// Bytes that may wait for the socket before the application's calls wait too.
 const WAITING_BYTES_MAX: usize = 256 * 1024;
 
-/// `ws://HOST[:PORT][/PATH]`, taken apart.
+/// `ws://HOST[:PORT][/PATH]`, or the same with `wss`, taken apart.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WsUrl {
+    /// Whom the certificate must name, with `wss`.
+    server: Option<ServerName<'static>>,
     /// Host and port to connect to.
     address: String,
     /// What stands in the request's `Host`.
@@ -44,7 +48,7 @@ pub struct WsUrl {
 
 /// A URL that is none of ours.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("{0} is not of the form ws://HOST:PORT/PATH")]
+#[error("{0} is not of the form ws://HOST:PORT/PATH or wss://HOST:PORT/PATH")]
 pub struct UrlError(String);
 
 impl FromStr for WsUrl {
@@ -52,7 +56,12 @@ impl FromStr for WsUrl {
 
     fn from_str(text: &str) -> Result<WsUrl, UrlError> {
         let wrong = || UrlError(text.to_owned());
-        let rest = text.strip_prefix("ws://").ok_or_else(wrong)?;
+        let (scheme, rest) = text.split_once("://").ok_or_else(wrong)?;
+        let port = match scheme {
+            "ws" => 80,
+            "wss" => 443,
+            _ => return Err(wrong()),
+        };
         let (host, path) = match rest.find('/') {
             Some(at) => (&rest[..at], &rest[at..]),
             None => (rest, "/"),
@@ -61,19 +70,35 @@ impl FromStr for WsUrl {
         let address = match name {
             Some((_, port)) if port.parse::<u16>().is_err() => return Err(wrong()),
             Some(_) => host.to_owned(),
-            None => format!("{host}:80"),
+            None => format!("{host}:{port}"),
         };
         let printable = |text: &str| text.bytes().all(|byte| byte.is_ascii_graphic());
         if host.is_empty() || host.starts_with(':') || host.contains('@') || !printable(rest) {
             return Err(wrong());
         }
-        Ok(WsUrl { address, host: host.to_owned(), path: path.to_owned() })
+        let server = match scheme {
+            "wss" => {
+                let name = name.map_or(host, |(name, _)| name);
+                let name = name.trim_start_matches('[').trim_end_matches(']').to_owned();
+                Some(ServerName::try_from(name).map_err(|_| wrong())?)
+            }
+            _ => None,
+        };
+        Ok(WsUrl { server, address, host: host.to_owned(), path: path.to_owned() })
     }
 }
 
 impl fmt::Display for WsUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ws://{}{}", self.host, self.path)
+        let scheme = if self.is_wss() { "wss" } else { "ws" };
+        write!(f, "{scheme}://{}{}", self.host, self.path)
+    }
+}
+
+impl WsUrl {
+    /// Whether the connection is to be encrypted.
+    pub fn is_wss(&self) -> bool {
+        self.server.is_some()
     }
 }
 
@@ -83,6 +108,12 @@ pub enum ConnectError {
     /// The network says no.
     #[error(transparent)]
     Io(#[from] io::Error),
+    /// The URL is one of `wss`, and nobody is trusted.
+    #[error("a wss URL needs to be told whom to trust")]
+    NoTls,
+    /// TLS cannot begin.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The server does not take the upgrade.
     #[error(transparent)]
     Handshake(#[from] ClientHandshakeError),
@@ -97,8 +128,8 @@ pub enum ConnectError {
 /// A connection that stands.
 #[derive(Debug)]
 pub(super) struct Socket {
-    reader: OwnedReadHalf,
-    writer: OwnedWriteHalf,
+    reader: ReadHalf<MaybeTls>,
+    writer: WriteHalf<MaybeTls>,
     decoder: ws::Decoder,
     codec: ClientCodec,
     close: CloseHandshake,
@@ -114,28 +145,30 @@ pub(super) struct Socket {
 impl Socket {
     pub async fn open(
         url: &WsUrl,
+        tls: Option<&Arc<ClientConfig>>,
         subprotocol: Subprotocol,
         bytes: Arc<Counters>,
     ) -> Result<Socket, ConnectError> {
         let limit = Duration::from_millis(CONNECT_MS_MAX);
-        tokio::time::timeout(limit, Socket::open_slowly(url, subprotocol, bytes))
+        tokio::time::timeout(limit, Socket::open_slowly(url, tls, subprotocol, bytes))
             .await
             .map_err(|_elapsed| ConnectError::Timeout)?
     }
 
     async fn open_slowly(
         url: &WsUrl,
+        tls: Option<&Arc<ClientConfig>>,
         subprotocol: Subprotocol,
         bytes: Arc<Counters>,
     ) -> Result<Socket, ConnectError> {
-        let mut stream = TcpStream::connect(&url.address).await?;
-        stream.set_nodelay(true)?;
+        let mut stream = connect(url, tls).await?;
         let request =
             ClientRequest { host: &url.host, path: &url.path, subprotocols: &[subprotocol.name()] };
         let mut out = BytesMut::new();
         let mut handshake = ClientHandshake::start(&request, random(), &mut out)?;
         bytes.sent.fetch_add(out.len() as u64, Ordering::Relaxed);
         stream.write_all(&out).await?;
+        stream.flush().await?;
         out.clear();
         let mut received = BytesMut::with_capacity(HANDSHAKE_BYTES_MAX);
         let head_bytes = loop {
@@ -154,7 +187,7 @@ impl Socket {
             }
         };
         received.advance(head_bytes);
-        let (reader, writer) = stream.into_split();
+        let (reader, writer) = tokio::io::split(stream);
         let mut socket = Socket {
             reader,
             writer,
@@ -287,6 +320,17 @@ impl Socket {
     }
 }
 
+async fn connect(url: &WsUrl, tls: Option<&Arc<ClientConfig>>) -> Result<MaybeTls, ConnectError> {
+    let stream = TcpStream::connect(&url.address).await?;
+    stream.set_nodelay(true)?;
+    let Some(server) = &url.server else { return Ok(MaybeTls::Plain(stream)) };
+    let tls = tls.ok_or(ConnectError::NoTls)?;
+    let session = TlsSession::client(Arc::clone(tls), server.clone())?;
+    let mut stream = TlsStream::new(stream, Box::new(session));
+    stream.handshake().await?;
+    Ok(MaybeTls::Tls(Box::new(stream)))
+}
+
 fn mask() -> MaskKey {
     MaskKey(random())
 }
@@ -301,6 +345,10 @@ mod tests {
         assert_eq!((url.address.as_str(), url.path.as_str()), ("127.0.0.1:8080", "/v1"));
         let url: WsUrl = "ws://[::1]".parse().expect("a URL");
         assert_eq!((url.address.as_str(), url.path.as_str()), ("[::1]:80", "/"));
+        let url: WsUrl = "wss://[::1]/v1".parse().expect("a URL");
+        assert_eq!((url.address.as_str(), url.path.as_str()), ("[::1]:443", "/v1"));
+        assert!(url.is_wss() && url.to_string() == "wss://[::1]/v1");
+        assert!("wss://a_b!/".parse::<WsUrl>().is_err());
         for wrong in ["http://a/", "ws://", "ws://:1/", "ws://a:b/", "ws://a b/", "ws://u@h/"] {
             assert!(wrong.parse::<WsUrl>().is_err(), "{wrong}");
         }

@@ -150,6 +150,7 @@ fn options(url: &str, subprotocol: Subprotocol, path: &std::path::Path) -> Optio
         url: url.parse().expect("a URL"),
         subprotocol,
         config: Config::dense("token", Start::Oldest),
+        tls: None,
         cache: Some(CacheFile::open(path, new_installation()).expect("it opens")),
     }
 }

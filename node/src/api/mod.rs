@@ -39,6 +39,7 @@ use axum::http::HeaderValue;
 use chatring_client::token::TokenKey;
 use chatring_wire::ErrorCode;
 use chatring_wire::frame::Durability;
+use rustls::ServerConfig;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 
@@ -73,6 +74,10 @@ pub struct ApiConfig {
     pub connections_per_ip_max: usize,
     /// Origins of web pages that browsers let use the API; `*` for all of them.
     pub cors_origins: Vec<String>,
+    /// What its address speaks TLS with, if it does.
+    pub tls: Option<Arc<ServerConfig>>,
+    /// Whether SIGHUP has something read again.
+    pub reloads: bool,
 }
 
 /// What handlers need of a node.
@@ -102,6 +107,8 @@ pub struct AccountsParts {
 pub enum ApiEvent {
     /// SIGTERM or SIGINT arrived.
     Stop,
+    /// SIGHUP arrived: what lies in files is to be read again.
+    Reload,
 }
 
 /// How far the node is.
@@ -158,14 +165,15 @@ impl Api {
         let handle = runtime.handle().clone();
         let signals = {
             let _guard = runtime.enter();
-            serve::Signals::new()?
+            serve::Signals::new(config.reloads)?
         };
         let counted = Arc::clone(&state);
+        let tls = config.tls.clone();
         let thread = std::thread::Builder::new().name("service".to_owned()).spawn(move || {
             runtime.block_on(async move {
                 let signals = signals.forward(on_event);
                 let gone = serve::take_handed(handed, routers.public, Arc::clone(&counted));
-                let served = serve::serve(listener, routers.own, counted, stopped);
+                let served = serve::serve(listener, routers.own, counted, tls, stopped);
                 tokio::select! {
                     () = signals => {}
                     () = served => {}
@@ -274,6 +282,8 @@ struct State {
     places: Arc<Places>,
     /// Connections closed because there were too many.
     refused: AtomicU64,
+    /// Handshakes of TLS that came to nothing.
+    tls_failed: AtomicU64,
     stats: Vec<Arc<RouteStats>>,
 }
 
@@ -296,6 +306,7 @@ impl State {
             projected: projector::Figures::default(),
             places,
             refused: AtomicU64::new(0),
+            tls_failed: AtomicU64::new(0),
             stats,
         }
     }
@@ -345,6 +356,11 @@ impl State {
                 "chatring_http_connections_refused",
                 "HTTP connections closed because there were too many",
                 MetricValue::Counter(self.refused.load(Ordering::Relaxed)),
+            ),
+            (
+                "chatring_http_tls_failed",
+                "handshakes of TLS at the HTTP address that came to nothing",
+                MetricValue::Counter(self.tls_failed.load(Ordering::Relaxed)),
             ),
             (
                 "chatring_http_bodies_bytes",

@@ -3,17 +3,19 @@
 use std::io;
 use std::net::IpAddr;
 use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::Router;
 use bytes::{Buf as _, Bytes, BytesMut};
+use chatring_client::tls::MaybeTls;
 use hyper::server::conn::{http1, http2};
 use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::sync::watch;
 use tokio::time::{Sleep, sleep, timeout};
 
@@ -30,18 +32,29 @@ const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Serves a connection to its end. `received` was read from it before. Errors are the peer's; there
 /// is nobody to tell.
 pub(super) fn serve(
-    stream: TcpStream,
+    stream: MaybeTls,
     received: Bytes,
     peer: IpAddr,
     router: Router,
     state: &Shared,
 ) -> impl Future<Output = ()> + Send + use<> {
-    let _ = stream.set_nodelay(true);
     let phase = state.phase.subscribe();
     let mut socket = Socket { stream, received, stall: None };
+    let refused = Arc::clone(state);
     async move {
-        let first = timeout(Duration::from_millis(HTTP_FIRST_MS_MAX), socket.speaks());
-        let Ok(Ok(version)) = first.await else { return };
+        let first = Duration::from_millis(HTTP_FIRST_MS_MAX);
+        let version = match timeout(first, socket.speaks()).await {
+            Ok(Ok(version)) => version,
+            Ok(Err(_)) | Err(_) => {
+                if let MaybeTls::Tls(stream) = &socket.stream {
+                    match stream.is_open() {
+                        true => _ = timeout(first, socket.shutdown()).await,
+                        false => _ = refused.tls_failed.fetch_add(1, Ordering::Relaxed),
+                    }
+                }
+                return;
+            }
+        };
         let (io, router) = (TokioIo::new(socket), TowerToHyperService::new(router));
         let service = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
             request.extensions_mut().insert(Peer(peer));
@@ -101,7 +114,7 @@ enum Version {
 /// A stream whose first bytes may have been read already, and whose peer must take what is written
 /// to it.
 struct Socket {
-    stream: TcpStream,
+    stream: MaybeTls,
     received: Bytes,
     /// Runs while the peer takes nothing. Made only then: a parked connection has none.
     stall: Option<Pin<Box<Sleep>>>,
@@ -110,6 +123,9 @@ struct Socket {
 impl Socket {
     /// Reads until it is clear which version the peer speaks.
     async fn speaks(&mut self) -> io::Result<Version> {
+        if let MaybeTls::Tls(stream) = &mut self.stream {
+            stream.handshake().await?;
+        }
         loop {
             let length = self.received.len().min(HTTP2_PREFACE.len());
             if self.received[..length] != HTTP2_PREFACE[..length] {
@@ -173,11 +189,13 @@ impl AsyncWrite for Socket {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+        self.check(cx, flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        let shut = Pin::new(&mut self.stream).poll_shutdown(cx);
+        self.check(cx, shut)
     }
 
     fn is_write_vectored(&self) -> bool {

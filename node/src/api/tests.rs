@@ -24,6 +24,8 @@ fn config(connections_max: usize) -> ApiConfig {
         connections_max,
         connections_per_ip_max: connections_max,
         cors_origins: Vec::new(),
+        tls: None,
+        reloads: false,
     }
 }
 

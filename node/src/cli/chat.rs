@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use chatring_client::driver::{Client, Gone, Options, UrlError, WsUrl, new_installation};
+use chatring_client::tls::{RootsError, client_config};
 use chatring_client::{CacheError, CacheFile, Config, Event, SendError, Ticket};
 use chatring_wire::frame::{Direction, Failure, Member, MessageKind, Row, UserRef};
 use chatring_wire::limits::BODY_BYTES_MAX;
@@ -27,9 +28,12 @@ const LINES_MAX: usize = 64;
 /// Arguments of `chat`.
 #[derive(Debug, Args)]
 pub struct ChatArgs {
-    /// Where the server listens: `ws://HOST:PORT/`.
+    /// Where the server listens: `ws://HOST:PORT/PATH` or `wss://HOST:PORT/PATH`.
     #[arg(long, value_name = "URL")]
     url: String,
+    /// PEM file with the certificates to trust at a `wss` URL, in place of the machine's.
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
     /// Token of the user; `chatring token` makes one.
     #[arg(long, value_name = "TOKEN")]
     token: String,
@@ -46,6 +50,8 @@ pub struct ChatArgs {
 enum ChatError {
     #[error(transparent)]
     Url(#[from] UrlError),
+    #[error(transparent)]
+    Roots(#[from] RootsError),
     #[error(transparent)]
     Cache(#[from] CacheError),
     #[error(transparent)]
@@ -81,11 +87,14 @@ pub fn run(args: ChatArgs) -> ExitCode {
 /// Gives the number of lines that were refused.
 async fn chat(args: ChatArgs) -> Result<u64, ChatError> {
     let url: WsUrl = args.url.parse()?;
+    let tls =
+        url.is_wss().then(|| client_config(args.ca.as_deref(), &[b"http/1.1"])).transpose()?;
     let cache = args.cache.as_deref().map(|path| CacheFile::open(path, new_installation()));
     let client = Client::spawn(Options {
         url,
         subprotocol: Subprotocol::Binary,
         config: Config::new(args.token),
+        tls,
         cache: cache.transpose()?,
     });
     let mut chat = Chat::new(client, args.to);

@@ -6,6 +6,7 @@ use clap::{Args, Subcommand};
 
 use super::{ConfigSource, refuse};
 use crate::auth::Verifier;
+use crate::tls::ServerTls;
 
 #[derive(Debug, Args)]
 pub(super) struct ConfigArgs {
@@ -28,6 +29,9 @@ pub(super) fn run(args: ConfigArgs) -> ExitCode {
                 Ok(config) => config,
                 Err(error) => return refuse(error),
             };
+            if let Err(error) = ServerTls::open(&config.tls) {
+                return refuse(error);
+            }
             match Verifier::new(&config.auth, None) {
                 Ok(_) => println!("ok"),
                 Err(error) => return refuse(error),

@@ -59,12 +59,19 @@ struct ConfigSource {
     /// What moves the bytes of the clients' sockets.
     #[arg(long)]
     driver: Option<Driver>,
+    /// PEM file with the certificate for both addresses; they speak TLS then.
+    #[arg(long, value_name = "FILE")]
+    tls_certificate: Option<PathBuf>,
+    /// PEM file with the certificate's private key.
+    #[arg(long, value_name = "FILE")]
+    tls_key: Option<PathBuf>,
 }
 
 impl ConfigSource {
     fn load(self) -> Result<Config, ConfigError> {
-        let ConfigSource { config, data, listen, http, shards, driver } = self;
-        let overrides = Overrides { data, listen, http, shards, driver };
+        let ConfigSource { config, data, listen, http, shards, driver, tls_certificate, tls_key } =
+            self;
+        let overrides = Overrides { data, listen, http, shards, driver, tls_certificate, tls_key };
         Config::load(config.as_deref(), &overrides)
     }
 }

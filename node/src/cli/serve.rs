@@ -54,9 +54,14 @@ fn welcome(config: &Config, addresses: &Addresses) -> String {
     let program = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("chatring"));
     let (program, data) = (quoted(&program), quoted(&absolute(&config.server.data)));
     let Addresses { ws, http } = addresses;
+    // Whoever signs their own certificate has it trusted by name.
+    let ca = match config.tls.certificate.as_os_str().is_empty() {
+        true => String::new(),
+        false => format!("--ca {} ", quoted(&absolute(&config.tls.certificate))),
+    };
     let line = |user: &str, peer: &str| {
         format!(
-            "  {program} chat --url {ws} \
+            "  {program} chat --url {ws} {ca}\
              --token \"$({program} token --data {data} --user {user})\" --to {peer}\n"
         )
     };

@@ -41,6 +41,10 @@ pub struct Overrides {
     pub shards: Option<u16>,
     /// `--driver`.
     pub driver: Option<Driver>,
+    /// `--tls-certificate`.
+    pub tls_certificate: Option<PathBuf>,
+    /// `--tls-key`.
+    pub tls_key: Option<PathBuf>,
 }
 
 /// What is wrong with a configuration, in one line.
@@ -100,6 +104,8 @@ impl Config {
         replace(&mut server.http, overrides.http.as_ref());
         replace(&mut server.shards, overrides.shards.as_ref());
         replace(&mut server.driver, overrides.driver.as_ref());
+        replace(&mut config.tls.certificate, overrides.tls_certificate.as_ref());
+        replace(&mut config.tls.key, overrides.tls_key.as_ref());
         config.check()?;
         Ok(config)
     }
@@ -134,6 +140,7 @@ impl Config {
         let ranges = [
             ("server.shards", self.server.shards.into(), 0, SHARDS_MAX.into()),
             ("server.gather (us)", self.server.gather.as_us(), 0, 1_000),
+            ("tls.reload (ms)", self.tls.reload.as_ms(), 10, 86_400_000),
             ("limits.heartbeat (ms)", l.heartbeat.as_ms(), 1_000, 600_000),
             ("limits.window_pushes", l.window_pushes.into(), 1, COUNT_MAX),
             ("limits.window_bytes", l.window_bytes.into(), body, COUNT_MAX),
@@ -197,6 +204,11 @@ impl Config {
         let is_ws = ws_url.starts_with("ws://") || ws_url.starts_with("wss://");
         if !ws_url.is_empty() && (!is_ws || ws_url.len() > URL_BYTES_MAX) {
             let message = "server.ws_url must begin with ws:// or wss://".to_owned();
+            return Err(ConfigError::Invalid(message));
+        }
+        let files = [&self.tls.certificate, &self.tls.key];
+        if files[0].as_os_str().is_empty() != files[1].as_os_str().is_empty() {
+            let message = "tls.certificate and tls.key must both be given, or neither".to_owned();
             return Err(ConfigError::Invalid(message));
         }
         self.check_origins()?;
@@ -355,6 +367,13 @@ mod tests {
         for bad in ["'a.example'", "'https://a.example/'", "'https://'", "'https://a b'"] {
             assert!(message(&origins(bad)).contains("server.cors_origins[0] must be"), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_certificate_needs_its_key() {
+        assert!(parse("[tls]\ncertificate = 'a'\nkey = 'b'").is_ok());
+        assert!(message("[tls]\ncertificate = 'a'").contains("tls.certificate and tls.key"));
+        assert!(message("[tls]\nkey = 'a'").contains("tls.certificate and tls.key"));
     }
 
     #[test]

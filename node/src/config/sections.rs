@@ -24,6 +24,8 @@ const HELD_UP_MS: u64 = 25;
 pub struct Config {
     /// Where the node keeps its data and listens.
     pub server: Server,
+    /// TLS of both addresses.
+    pub tls: Tls,
     /// Bounds that protect the node from its peers.
     pub limits: Limits,
     /// The embedded store.
@@ -71,6 +73,25 @@ impl Default for Server {
             driver: Driver::Auto,
             gather: Period::from_us(GATHER_US),
         }
+    }
+}
+
+/// TLS of both addresses; off as long as no files are named.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Tls {
+    /// A PEM file with the certificate, then those that link it to a root.
+    pub certificate: PathBuf,
+    /// A PEM file with its private key.
+    pub key: PathBuf,
+    /// How often both files are looked at, to be read again if they have changed.
+    pub reload: Period,
+}
+
+impl Default for Tls {
+    fn default() -> Tls {
+        let (certificate, key) = (PathBuf::new(), PathBuf::new());
+        Tls { certificate, key, reload: Period::from_s(10) }
     }
 }
 

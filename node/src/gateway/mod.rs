@@ -22,10 +22,12 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use chatring_client::tls::TlsSession;
 use chatring_core::effect::ShardId;
 use chatring_core::kv::{Completion, Kv};
 use chatring_core::limits::ShardLimits;
+use rustls::ServerConfig;
 use thiserror::Error;
 
 pub use crate::rt::{Driver, StartError};
@@ -56,12 +58,25 @@ pub type StoreSink = Arc<dyn Fn(Vec<Completion>) + Send + Sync>;
 /// A connection to the WebSocket address that asks for something else over HTTP.
 #[derive(Debug)]
 pub struct PlainHttp {
-    /// Its socket. Nothing was written to it.
+    /// Its socket. Nothing was written to it but by its TLS.
     pub stream: TcpStream,
-    /// What was read from it.
+    /// What was read from it, after its TLS.
     pub received: Bytes,
+    /// Its TLS, if it speaks that.
+    pub tls: Option<PlainTls>,
     /// To be kept while it is open.
     pub place: HttpPlace,
+}
+
+/// The TLS of a connection that was handed over in the middle.
+#[derive(Debug)]
+pub struct PlainTls {
+    /// What both ends have agreed on.
+    pub session: Box<TlsSession>,
+    /// What was read from the socket and its TLS has not been given.
+    pub unread: BytesMut,
+    /// What its TLS has to say and was not written to the socket.
+    pub unsent: BytesMut,
 }
 
 /// The place of a connection among all; given back when it is dropped.
@@ -83,6 +98,8 @@ pub struct GatewayConfig {
     pub driver: Driver,
     /// How long a busy shard waits before its next turn.
     pub gather: Duration,
+    /// What the address speaks TLS with, if it does.
+    pub tls: Option<Arc<ServerConfig>>,
     /// Bounds of connections.
     pub limits: GatewayLimits,
     /// Bounds of the shards' machines.
@@ -136,6 +153,7 @@ pub fn start(
         driver: config.driver,
         gather: config.gather,
         ring: RingSizes::default(),
+        tls: config.tls.clone(),
     };
     let for_shards = shared.clone();
     let runtime = Runtime::start(&rt, move |seat: Seat<Message>| {

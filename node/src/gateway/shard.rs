@@ -22,9 +22,9 @@ use super::limits::{
     CLOSE_MS_MAX, FRAMES_PER_CALL_MAX, GatewayLimits, HANDOVER_RETRY_MS, REFUSED_MAX,
 };
 use super::metrics::{GatewayCounters, Published};
-use super::{HttpPlace, HttpSink, PlainHttp};
+use super::{HttpPlace, HttpSink, PlainHttp, PlainTls};
 use crate::auth::{Family, TokenVerifier, Verified};
-use crate::rt::{Closed, ConnId, Flow, Handler, Io};
+use crate::rt::{Closed, ConnId, Flow, Handler, Io, Parted};
 
 /// What the shards and the gateway's owner have in common.
 pub struct Shared {
@@ -147,7 +147,8 @@ impl Handler for GatewayShard {
             self.refused += 1;
             self.counters.refused_full += 1;
             // They are told so while they are few: each keeps a descriptor until it has read it.
-            if self.refused >= REFUSED_MAX {
+            // Before a handshake nothing can be said, and one more of those is what is refused.
+            if self.refused >= REFUSED_MAX || io.speaks_tls() {
                 return io.close(conn);
             }
             if let Some(out) = io.out(conn) {
@@ -434,9 +435,13 @@ impl GatewayShard {
         let Some(mut connection) = self.take(id) else { return };
         let Some(released) = io.release(id) else { return };
         connection.permit.settle();
-        let (stream, unread) = released.into_stream();
-        let received = [&*received, &*unread].concat().into();
-        (self.shared.http)(PlainHttp { stream, received, place: HttpPlace(connection.permit) });
+        let Parted { stream, unread, unsent, tls } = released.part();
+        let (received, tls) = match tls {
+            None => ([&*received, &*unread].concat(), None),
+            Some(session) => (received, Some(PlainTls { session, unread, unsent })),
+        };
+        let (received, place) = (received.into(), HttpPlace(connection.permit));
+        (self.shared.http)(PlainHttp { stream, received, tls, place });
     }
 
     fn take_over(&mut self, io: &mut Io, handover: Handover) {

@@ -81,7 +81,8 @@ impl Server {
         let listen = SocketAddr::from(([127, 0, 0, 1], 0));
         let driver = driver_under_test();
         let gather = Duration::from_micros(100);
-        let config = GatewayConfig { listen, shards: 2, driver, gather, limits, shard_limits };
+        let (shards, tls) = (2, None);
+        let config = GatewayConfig { listen, shards, driver, gather, tls, limits, shard_limits };
         let for_shards = store.clone();
         let stores = move |_: ShardId, sink: StoreSink| -> Box<dyn Kv> {
             wrap(Box::new(for_shards.handle(move |completions| sink(completions))))

@@ -5,9 +5,11 @@ use std::net::TcpStream;
 use std::os::fd::{OwnedFd, RawFd};
 
 use bytes::BytesMut;
+use chatring_client::tls::TlsSession;
 
 use super::ring::RingSock;
 use super::streams::StreamSock;
+use super::tls::ConnTls;
 
 /// Bytes that a connection being closed may still send into the void.
 const LINGER_BYTES_MAX: usize = 1024 * 1024;
@@ -50,14 +52,27 @@ pub struct Released {
     pub(super) unsent: BytesMut,
     /// What the kernel has given and the handler has not been given.
     pub(super) unread: BytesMut,
+    pub(super) tls: Option<Box<ConnTls>>,
+}
+
+/// A connection for somebody who is no shard.
+#[derive(Debug)]
+pub struct Parted {
+    /// The socket.
+    pub stream: TcpStream,
+    /// What was read from it and not handled, nor decrypted.
+    pub unread: BytesMut,
+    /// What is to be written to it. Empty without TLS, if the handler has queued nothing.
+    pub unsent: BytesMut,
+    /// Its TLS, if it speaks that.
+    pub tls: Option<Box<TlsSession>>,
 }
 
 impl Released {
-    /// The socket for somebody who is no shard, with what was read from it and not handled. Only
-    /// for a connection to which nothing was queued: that would be lost.
-    pub fn into_stream(self) -> (TcpStream, BytesMut) {
-        debug_assert!(self.unsent.is_empty(), "nothing was queued");
-        (TcpStream::from(self.fd), self.unread)
+    /// Takes it apart for somebody who is no shard.
+    pub fn part(self) -> Parted {
+        let Released { fd, unsent, unread, tls } = self;
+        Parted { stream: TcpStream::from(fd), unread, unsent, tls: tls.map(|tls| tls.session) }
     }
 }
 
@@ -88,8 +103,10 @@ impl Life {
 #[derive(Debug)]
 pub struct Conn {
     pub life: Life,
-    /// What the handler has queued since the last write.
+    /// What is to be written: what the handler has queued since the last write, or what its TLS has
+    /// made of that.
     pub out: BytesMut,
+    pub tls: Option<Box<ConnTls>>,
     /// It stands in the list of those to be written.
     pub dirty: bool,
     /// The handler wants no bytes.
@@ -114,6 +131,7 @@ impl Conn {
         Conn {
             life: Life::Open,
             out: BytesMut::new(),
+            tls: None,
             dirty: false,
             paused: false,
             again: false,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use bytes::BytesMut;
+use rustls::ServerConfig;
 
 use chatring_core::effect::Now;
 
@@ -13,6 +14,7 @@ use super::conn::{Closed, Conn, ConnId, Life, Released, Sock, Table};
 use super::ring::RingNet;
 use super::stats::{ShardStats, count};
 use super::streams::StreamNet;
+use super::tls::ShardTls;
 
 /// How long a connection being closed may take to write out what is queued.
 const FINISH_MS_MAX: u64 = 5_000;
@@ -23,6 +25,8 @@ pub struct Io {
     pub(super) conns: Table,
     pub(super) net: Net,
     pub(super) stats: Arc<ShardStats>,
+    /// If the connections speak it.
+    pub(super) tls: Option<ShardTls>,
     dirty: Vec<ConnId>,
     ending: Vec<ConnId>,
     turn: bool,
@@ -47,12 +51,13 @@ pub(super) enum Accepting {
 }
 
 impl Io {
-    pub(super) fn new(net: Net, stats: Arc<ShardStats>) -> Io {
+    pub(super) fn new(net: Net, stats: Arc<ShardStats>, tls: Option<Arc<ServerConfig>>) -> Io {
         Io {
             now: clock::now(),
             conns: Table::default(),
             net,
             stats,
+            tls: tls.map(ShardTls::new),
             dirty: Vec::new(),
             ending: Vec::new(),
             turn: false,
@@ -96,12 +101,12 @@ impl Io {
             conn.dirty = true;
             self.dirty.push(id);
         }
-        Some(&mut conn.out)
+        Some(conn.queue())
     }
 
     /// Bytes queued and not yet taken by the kernel.
     pub fn unsent(&self, id: ConnId) -> usize {
-        let queued = self.conns.get(id).map_or(0, |c| c.out.len());
+        let queued = self.conns.get(id).map_or(0, Conn::queued);
         match &self.net {
             Net::Streams(_) => queued,
             Net::Ring(net) => queued + net.in_flight(id),
@@ -160,7 +165,7 @@ impl Io {
     /// Lets go of a live connection, which another shard may [`Io::adopt`]. `None` if it is
     /// closing.
     pub fn release(&mut self, id: ConnId) -> Option<Released> {
-        self.conns.get(id).filter(|c| c.life == Life::Open)?;
+        self.conns.get_mut(id).filter(|c| c.life == Life::Open)?.seal();
         match &self.net {
             Net::Streams(_) => self.release_stream(id),
             Net::Ring(_) => self.release_ring(id),
@@ -170,9 +175,15 @@ impl Io {
     /// Takes a connection over. The handler is not told that it was `opened`.
     pub fn adopt(&mut self, released: Released) -> ConnId {
         count(&self.stats.adopted, 1);
-        let Released { fd, unsent, unread } = released;
+        let Released { fd, unsent, unread, tls } = released;
         let id = self.insert(fd);
-        self.send(id, &unsent);
+        if let Some(conn) = self.conns.get_mut(id) {
+            // It is sealed already, if it must be.
+            conn.out = unsent;
+            conn.tls = tls;
+        }
+        self.mark_turn();
+        self.mark_dirty(id);
         if !unread.is_empty() {
             self.keep_unread(id, unread);
         }

@@ -28,6 +28,7 @@ mod ring;
 mod shard;
 mod stats;
 mod streams;
+mod tls;
 mod watchdog;
 
 use std::io::Error as IoError;
@@ -38,13 +39,14 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use chatring_core::effect::{Now, ShardId};
+use rustls::ServerConfig;
 use thiserror::Error;
 
 use driver::Moves;
 use post::Knock;
 
 pub use clock::now;
-pub use conn::{Closed, ConnId, Released};
+pub use conn::{Closed, ConnId, Parted, Released};
 pub use driver::Driver;
 pub use io::Io;
 pub use post::{INBOX_BATCHES_MAX, Post};
@@ -120,6 +122,8 @@ pub struct RtConfig {
     pub gather: Duration,
     /// How large the ring of each shard is, if that is what moves them.
     pub ring: RingSizes,
+    /// What every connection speaks TLS with; the handler sees plain bytes all the same.
+    pub tls: Option<Arc<ServerConfig>>,
 }
 
 /// Why the runtime cannot start. The operator's to put right.
@@ -228,6 +232,7 @@ impl<M: Send + 'static> Runtime<M> {
                 knock,
                 placement: placements[index].clone(),
                 moves,
+                tls: config.tls.clone(),
                 stop: runtime.stop.clone(),
                 ready: ready_tx.clone(),
             };

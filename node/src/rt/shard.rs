@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use glommio::net::{TcpListener, TcpStream};
 use glommio::{LocalExecutorBuilder, Placement};
+use rustls::ServerConfig;
 
 use super::conn::{Closed, ConnId};
 use super::driver::Moves;
@@ -48,6 +49,7 @@ pub struct Start<M> {
     pub knock: Option<Arc<Knock>>,
     pub placement: Placement,
     pub moves: Moves,
+    pub tls: Option<Arc<ServerConfig>>,
     pub stop: Arc<AtomicBool>,
     pub ready: flume::Sender<Result<(), StartError>>,
 }
@@ -96,7 +98,7 @@ impl Drop for AbortOnPanic {
 }
 
 async fn serve<H: Handler>(start: Start<H::Message>, make: impl FnOnce(Seat<H::Message>) -> H) {
-    let Start { seat, listener, inbox, knock, stop, ready, moves, .. } = start;
+    let Start { seat, listener, inbox, knock, stop, ready, moves, tls, .. } = start;
     let stats = seat.stats.clone();
     let shard = seat.shard.0;
     let ring = match (moves, knock) {
@@ -114,9 +116,9 @@ async fn serve<H: Handler>(start: Start<H::Message>, make: impl FnOnce(Seat<H::M
     };
     let handler = make(seat);
     let shard = match ring {
-        None => on_streams(handler, stats.clone(), inbox),
+        None => on_streams(handler, stats.clone(), tls, inbox),
         Some((ring, knock, gather)) => {
-            on_ring(handler, stats.clone(), ring, Inbox::new(inbox, knock), gather)
+            on_ring(handler, stats.clone(), tls, ring, Inbox::new(inbox, knock), gather)
         }
     };
     let stopper = listener.try_clone().map(socket2::Socket::from);
@@ -148,6 +150,7 @@ async fn serve<H: Handler>(start: Start<H::Message>, make: impl FnOnce(Seat<H::M
 fn on_streams<H: Handler>(
     handler: H,
     stats: Arc<ShardStats>,
+    tls: Option<Arc<ServerConfig>>,
     inbox: flume::Receiver<Vec<H::Message>>,
 ) -> Rc<Shard<H>> {
     let shard = Rc::new_cyclic(|weak: &Weak<Shard<H>>| {
@@ -157,7 +160,7 @@ fn on_streams<H: Handler>(
                 spawn(&shard, streams::connection(shard.clone(), id), Some(id));
             }
         });
-        let io = Io::new(Net::Streams(StreamNet { spawn }), stats.clone());
+        let io = Io::new(Net::Streams(StreamNet { spawn }), stats.clone(), tls);
         let core = RefCell::new(Core { handler, io, scratch: vec![0; SCRATCH_BYTES] });
         Shard { core, stats }
     });
@@ -169,11 +172,12 @@ fn on_streams<H: Handler>(
 fn on_ring<H: Handler>(
     handler: H,
     stats: Arc<ShardStats>,
+    tls: Option<Arc<ServerConfig>>,
     (net, bell): (RingNet, OwnedFd),
     inbox: Inbox<H::Message>,
     gather: Duration,
 ) -> Rc<Shard<H>> {
-    let io = Io::new(Net::Ring(Box::new(net)), stats.clone());
+    let io = Io::new(Net::Ring(Box::new(net)), stats.clone(), tls);
     let core = RefCell::new(Core { handler, io, scratch: Vec::new() });
     let shard = Rc::new(Shard { core, stats });
     spawn(&shard, ring::turns(shard.clone(), inbox, gather), None);
@@ -312,6 +316,7 @@ async fn acceptor<H: Handler>(shard: Rc<Shard<H>>, listener: StdListener) {
                     count(&shard.stats.accepted, 1);
                     shard.call(None, |handler, io, _| {
                         let id = io.insert(fd);
+                        io.put_tls(id);
                         handler.opened(io, id, peer);
                     });
                 }

@@ -52,6 +52,8 @@ stats! {
     ring_cancels: "operations that the ring driver cancelled";
     ring_overflows: "times the completion queue had no room";
     ring_retries: "entries into the kernel that it could not serve at once";
+    tls_handshakes: "handshakes of TLS that were made";
+    tls_broken: "connections whose TLS, or what came in place of it, made no sense";
     panics: "panics caught";
     pulses: "times the watchdog woke the shard";
 }

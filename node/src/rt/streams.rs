@@ -17,7 +17,7 @@ use super::conn::{Closed, Conn, ConnId, Life, Released, Sock};
 use super::io::{Io, Net};
 use super::shard::{BREATH, Core, Shard};
 use super::stats::{ShardStats, count};
-use super::{Flow, Handler};
+use super::{Flow, Handler, tls};
 
 /// Bytes that one read takes at most.
 pub const SCRATCH_BYTES: usize = 64 << 10;
@@ -88,10 +88,10 @@ pub async fn connection<H: Handler>(shard: Rc<Shard<H>>, id: ConnId) {
             }
             Ready::Drained => shard.call(Some(id), |handler, io, _| handler.drained(io, id)),
             Ready::Rest => {
-                shard.call(Some(id), |handler, io, _| flow = handler.received(io, id, &[]));
+                shard.call(Some(id), |handler, io, _| flow = tls::received(handler, io, id, &[]));
             }
             Ready::Bytes(read) => shard.call(Some(id), |handler, io, scratch| {
-                flow = handler.received(io, id, &scratch[..read]);
+                flow = tls::received(handler, io, id, &scratch[..read]);
             }),
         }
         if flow == Flow::Again {
@@ -150,7 +150,7 @@ impl Io {
         conn.stream().wake();
         let unsent = std::mem::take(&mut conn.out);
         match fd {
-            Ok(fd) => Some(Released { fd, unsent, unread: BytesMut::new() }),
+            Ok(fd) => Some(Released { fd, unsent, unread: BytesMut::new(), tls: conn.tls.take() }),
             Err(error) => {
                 tracing::warn!(%error, "a connection could not change its shard and is closed");
                 None
@@ -255,7 +255,7 @@ impl Conn {
     }
 
     fn is_still_written(&self) -> bool {
-        matches!(self.life, Life::Finishing { .. }) && !self.out.is_empty()
+        matches!(self.life, Life::Finishing { .. }) && self.queued() > 0
     }
 
     /// Writes until the kernel takes no more.
@@ -263,6 +263,7 @@ impl Conn {
         if matches!(self.life, Life::Gone(_) | Life::Lingering { .. }) {
             return;
         }
+        self.seal();
         let Sock::Stream(sock) = &mut self.sock else { return };
         while !self.out.is_empty() {
             match Pin::new(&mut sock.stream).poll_write(cx, &self.out) {

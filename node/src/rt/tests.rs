@@ -46,7 +46,8 @@ impl Echo {
         let listen = SocketAddr::from(([127, 0, 0, 1], 0));
         let ring = RingSizes::default();
         let gather = Duration::from_micros(100);
-        let config = RtConfig { listen, backlog: 1024, shards: SHARDS, driver, gather, ring };
+        let (backlog, shards, tls) = (1024, SHARDS, None);
+        let config = RtConfig { listen, backlog, shards, driver, gather, ring, tls };
         let make = move |seat: Seat<Moved>| Echo {
             shard: seat.shard,
             posts: seat.posts,

@@ -90,7 +90,7 @@ fn start(folder: &Path) -> Running {
         config.server.http.set_port(0);
         config.server.data = data;
         let old = file.clone();
-        let clients = move |_: &Config, _: HttpSink| {
+        let clients = move |_: &Config, _: Door| {
             assert!(!old.exists(), "the old ready file is still there");
             Ok(Fake { ready: true, key, drain, draining: tell_draining, stuck: is_stuck })
         };
@@ -157,7 +157,7 @@ fn a_signal_ends_a_long_recovery() {
     let server = std::thread::spawn(move || {
         let mut config = Config::default();
         config.server.http.set_port(0);
-        let clients = move |_: &Config, _: HttpSink| -> Result<Fake, StartError> {
+        let clients = move |_: &Config, _: Door| -> Result<Fake, StartError> {
             opening.send(()).expect("a waiter");
             let _ = finished.recv();
             Err(StartError::Clients("the test is over".to_owned()))

@@ -139,7 +139,7 @@ impl Io {
         unread.unsplit(extracted.unread);
         let mut unsent = extracted.unsent;
         unsent.unsplit(std::mem::take(&mut conn.out));
-        Some(Released { fd: extracted.fd, unsent, unread })
+        Some(Released { fd: extracted.fd, unsent, unread, tls: conn.tls.take() })
     }
 
     /// Bytes that came along with an adopted connection are given to its handler before others.
@@ -247,7 +247,7 @@ impl Io {
     /// Everything handed to the kernel is written.
     fn sent(&mut self, id: ConnId) {
         let Some(conn) = self.conns.get_mut(id) else { return };
-        if !conn.out.is_empty() {
+        if conn.queued() > 0 {
             return self.mark_dirty(id);
         }
         let slow = std::mem::take(&mut conn.ring().slow) || conn.paused;
@@ -335,6 +335,7 @@ impl Io {
             if !matches!(conn.life, Life::Open | Life::Finishing { .. }) {
                 continue;
             }
+            conn.seal();
             let Net::Ring(net) = &mut self.net else { continue };
             if net.ring.is_sending(id) {
                 // The rest follows when it is over.

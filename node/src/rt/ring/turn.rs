@@ -13,7 +13,7 @@ use crate::rt::io::Io;
 use crate::rt::post::{Inbox, Place};
 use crate::rt::shard::{BATCHES_MAX, BREATH, Core, Shard};
 use crate::rt::stats::count;
-use crate::rt::{Flow, Handler};
+use crate::rt::{Flow, Handler, tls};
 
 /// Things of a turn from which on the next one needs no gathering: what a turn costs by itself is
 /// then small against what is in it.
@@ -145,15 +145,15 @@ fn tell<H: Handler>(shard: &Shard<H>, event: Event) {
     let mut flow = Flow::Wait;
     let id = match event {
         Event::Bytes(id, buf) => {
-            shard.call_now(Some(id), |handler, io| flow = handler.received(io, id, &buf));
+            shard.call_now(Some(id), |handler, io| flow = tls::received(handler, io, id, &buf));
             id
         }
         Event::Unread(id, bytes) => {
-            shard.call_now(Some(id), |handler, io| flow = handler.received(io, id, &bytes));
+            shard.call_now(Some(id), |handler, io| flow = tls::received(handler, io, id, &bytes));
             id
         }
         Event::Rest(id) => {
-            shard.call_now(Some(id), |handler, io| flow = handler.received(io, id, &[]));
+            shard.call_now(Some(id), |handler, io| flow = tls::received(handler, io, id, &[]));
             id
         }
         Event::Drained(id) => {

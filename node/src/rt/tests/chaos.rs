@@ -67,7 +67,8 @@ impl Chaos {
     fn start(driver: Driver, ring: RingSizes, seed: u64, tally: &Arc<Tally>) -> Runtime<Move> {
         let listen = SocketAddr::from(([127, 0, 0, 1], 0));
         let gather = Duration::from_micros(100);
-        let config = RtConfig { listen, backlog: 1024, shards: SHARDS, driver, gather, ring };
+        let (backlog, shards, tls) = (1024, SHARDS, None);
+        let config = RtConfig { listen, backlog, shards, driver, gather, ring, tls };
         let tally = tally.clone();
         let make = move |seat: Seat<Move>| Chaos {
             shard: seat.shard,
