@@ -43,6 +43,34 @@ pub struct Call {
     pub request: CallRequest,
 }
 
+/// How a user stands to another one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Relation {
+    /// Issuer of the other user.
+    pub issuer: String,
+    /// Subject of the other user.
+    pub subject: String,
+    /// Rises with each change of the relations of the user: what is older than what is stored
+    /// changes nothing.
+    pub version: u64,
+    /// Whether the two are friends.
+    pub friends: bool,
+    /// Whether the user has blocked the other one.
+    pub blocked: bool,
+}
+
+impl Decision {
+    /// Whether a user is made known to the chat by it who was not.
+    pub(crate) fn makes_known(&self) -> bool {
+        match self {
+            Decision::Relation(relation) => relation.friends || relation.blocked,
+            Decision::DeviceSignedOut { .. }
+            | Decision::DeviceRemoved { .. }
+            | Decision::AccountDeleted { .. } => false,
+        }
+    }
+}
+
 impl Call {
     /// A decision about a user, on nobody's behalf.
     pub fn decided(issuer: String, subject: String, decision: Decision) -> Call {
@@ -135,6 +163,8 @@ pub enum Decision {
         /// Which.
         installation: InstallationId,
     },
+    /// How the user stands to another one: answered once no later send slips through a block.
+    Relation(Relation),
     /// The account was deleted: tokens made at or before that time are refused from now on, and
     /// what lives of them ends.
     AccountDeleted {

@@ -167,10 +167,17 @@ impl Shard {
                     let decision = decision.clone();
                     self.carry_out(call, uid, decision)
                 }
+                // It enters as callers do.
+                Known::Nobody if decision.makes_known() => self.admit_call(call, uid, what),
                 Known::Nobody => self.answer_call(call, Ok(Answer::Done)),
                 Known::Another => self.call_elsewhere(call, what),
             };
         }
+        self.admit_call(call, uid, what);
+    }
+
+    /// Lets a call in, once its user and device are known.
+    fn admit_call(&mut self, call: CallId, uid: Uid, what: Box<Call>) {
         let Some(device) = device_of(&what) else {
             return self.answer_call(call, Err(Failure::new(ErrorCode::InvalidToken)));
         };
@@ -344,7 +351,8 @@ impl Shard {
 /// What is asked.
 impl Shard {
     fn begin_call(&mut self, call: CallId, uid: Uid, request: CallRequest) {
-        if let Err(failure) = self.take_token_of(uid) {
+        let decided = matches!(request, CallRequest::Decided(_));
+        if let Some(Err(failure)) = (!decided).then(|| self.take_token_of(uid)) {
             return self.answer_call(call, Err(failure));
         }
         let origin = SendRef::of_call(call);
@@ -374,8 +382,7 @@ impl Shard {
             }
             CallRequest::Typing(cid) => self.call_channel(origin, uid, cid, Then::Typing),
             CallRequest::SignOut(scope) => self.sign_out_for(origin, scope),
-            // Carried out without being begun.
-            CallRequest::Decided(_) => {}
+            CallRequest::Decided(decision) => self.carry_out(call, uid, decision),
         }
     }
 
@@ -459,7 +466,10 @@ impl Shard {
     ) {
         self.counters.call_rows += rows.gets.iter().flatten().count() as u64;
         let peer = match peer_in(uid, &rows) {
-            Ok(Some(peer)) => peer,
+            Ok(Some((_, true))) if matches!(then, Then::Typing) => {
+                return self.end_request(origin, Err(ErrorCode::Blocked));
+            }
+            Ok(Some((peer, _))) => peer,
             Ok(None) => return self.end_request(origin, Err(ErrorCode::UnknownChannel)),
             Err(error) => return self.call_damaged(origin, error),
         };
@@ -580,11 +590,12 @@ fn device_of(call: &Call) -> Option<CallDevice> {
     (call.device == CallDevice::None || call.device == bound).then_some(bound)
 }
 
-/// The other member of a channel that the user is in; `None` for a foreign one.
-fn peer_in(uid: Uid, rows: &Rows) -> Result<Option<Uid>, ValueError> {
+/// The other member of a channel that the user is in, and whether one of the two has blocked the
+/// other; `None` for a foreign one.
+fn peer_in(uid: Uid, rows: &Rows) -> Result<Option<(Uid, bool)>, ValueError> {
     let Some(channel) = rows.gets.first().cloned().flatten() else { return Ok(None) };
     let channel = ChannelRow::decode(channel)?;
-    Ok(channel.member(uid).map(|me| channel.peer(me)))
+    Ok(channel.member(uid).map(|me| (channel.peer(me), channel.is_blocked())))
 }
 
 fn view(head: Head, rows: &[Option<Bytes>]) -> Result<ChannelView, ValueError> {

@@ -4,11 +4,13 @@
 use std::collections::VecDeque;
 
 use bytes::BytesMut;
-use chatring_wire::frame::{ChannelKind, Row};
+use chatring_wire::frame::Row;
 use chatring_wire::{Cid, ErrorCode, MemberNumber, Ordinal, Seq, Uid};
 
 use crate::call::Again;
-use crate::effect::{Origins, SendAnswer, SendRef, SendRequest, ShardMessage, Stored};
+use crate::effect::{
+    BlockRequest, Origins, SendAnswer, SendRef, SendRequest, ShardMessage, Stored,
+};
 use crate::keys;
 use crate::kv::{Order, RangeEnd, RangeRead, RangeRows, Read, ReadVersion, Rows, Version, Write};
 use crate::once::sent_row;
@@ -48,6 +50,8 @@ pub(crate) enum Waiting {
     Send(SendRequest),
     /// Somebody opens the direct channel of a pair.
     Open { origin: SendRef, uid: Uid, peer: Uid, candidate: u8 },
+    /// A block is to be put there or lifted.
+    Block(BlockRequest),
 }
 
 /// What of a channel is being read.
@@ -71,10 +75,17 @@ pub(crate) struct Loaded {
     time_ms: u64,
 }
 
+impl Loaded {
+    /// A channel without messages.
+    pub(crate) fn empty(row: ChannelRow) -> Loaded {
+        Loaded { row, floor: Seq(1), head: Seq(0), ordinal: Ordinal(0), time_ms: 0 }
+    }
+}
+
 /// A channel in memory.
 #[derive(Debug)]
 pub(crate) struct Channel {
-    row: ChannelRow,
+    pub(crate) row: ChannelRow,
     floor: Seq,
     /// The newest position given, stored or not yet.
     head: Seq,
@@ -89,6 +100,8 @@ pub(crate) struct Channel {
     scanning: bool,
     /// Who waits for the channel's own row to be stored.
     openers: Vec<(Uid, SendRef)>,
+    /// Blocks whose row is in the lane.
+    pub(crate) blocks_in_lane: u32,
     /// Whether it was used since the clock of evictions last passed.
     used: bool,
 }
@@ -100,7 +113,7 @@ struct InLane {
 }
 
 impl Channel {
-    fn new(loaded: Loaded, own_ordinal: [Ordinal; 2], recent_max: usize) -> Channel {
+    pub(crate) fn new(loaded: Loaded, own_ordinal: [Ordinal; 2], recent_max: usize) -> Channel {
         let Loaded { row, floor, head, ordinal, time_ms } = loaded;
         Channel {
             row,
@@ -114,6 +127,7 @@ impl Channel {
             waiting: VecDeque::new(),
             scanning: false,
             openers: Vec::new(),
+            blocks_in_lane: 0,
             used: true,
         }
     }
@@ -133,6 +147,7 @@ impl Channel {
             && self.waiting.is_empty()
             && !self.scanning
             && self.openers.is_empty()
+            && self.blocks_in_lane == 0
     }
 }
 
@@ -155,7 +170,7 @@ impl Shard {
     }
 
     /// Gives the request back if the channel can take it at once; else it waits or is refused.
-    fn wait_for_channel(&mut self, cid: Cid, request: Waiting) -> Option<Waiting> {
+    pub(crate) fn wait_for_channel(&mut self, cid: Cid, request: Waiting) -> Option<Waiting> {
         let queue = match self.channels.get_mut(&cid) {
             Some(ChannelSlot::Loaded(channel)) => {
                 channel.used = true;
@@ -284,6 +299,12 @@ impl Shard {
                     }
                 }
                 send @ Waiting::Send(_) => self.refuse_waiting(send, ErrorCode::UnknownChannel),
+                Waiting::Block(block) => {
+                    if let Some(channel) = self.block_missing(&block) {
+                        waiting.push_front(Waiting::Block(block));
+                        return self.channel_in_memory_with(cid, channel, waiting);
+                    }
+                }
             }
         }
     }
@@ -307,12 +328,11 @@ impl Shard {
         uid: Uid,
         peer: Uid,
     ) -> Result<Channel, ErrorCode> {
-        let pair = [uid.min(peer), uid.max(peer)];
-        let row = ChannelRow { kind: ChannelKind::Direct, pair, rest: Default::default() };
+        let row = ChannelRow::direct(uid, peer);
         let write = row.write(keys::channel(cid), self.ready().store);
         self.append(vec![write], Tag::Channel(cid)).map_err(|_| ErrorCode::Busy)?;
-        let loaded = Loaded { row, floor: Seq(1), head: Seq(0), ordinal: Ordinal(0), time_ms: 0 };
-        let mut channel = Channel::new(loaded, [Ordinal(0); 2], self.config.limits.recent_max);
+        let mut channel =
+            Channel::new(Loaded::empty(row), [Ordinal(0); 2], self.config.limits.recent_max);
         channel.openers.push((uid, origin));
         Ok(channel)
     }
@@ -334,16 +354,17 @@ impl Shard {
         }
     }
 
-    fn handle_waiting(&mut self, cid: Cid, request: Waiting) {
+    pub(crate) fn handle_waiting(&mut self, cid: Cid, request: Waiting) {
         match request {
             Waiting::Send(send) => self.take_send(send, Checked::No),
+            Waiting::Block(block) => self.put_block(cid, block),
             Waiting::Open { origin, uid, peer, candidate } => {
                 let Some(ChannelSlot::Loaded(channel)) = self.channels.get_mut(&cid) else {
                     return;
                 };
                 if channel.row.pair != [uid.min(peer), uid.max(peer)] {
                     self.try_next_candidate(origin, uid, peer, candidate);
-                } else if channel.openers.is_empty() {
+                } else if channel.openers.is_empty() && channel.blocks_in_lane == 0 {
                     self.answer_open(uid, origin, Ok(cid));
                 } else if channel.openers.len() < WAITING_MAX {
                     channel.openers.push((uid, origin));
@@ -491,6 +512,9 @@ impl Shard {
         let Some(ChannelSlot::Loaded(channel)) = self.channels.get_mut(&request.cid) else {
             return;
         };
+        if channel.row.is_blocked() && !self.config.breaks.has(Break::BlockNotChecked) {
+            return self.refuse(&request, ErrorCode::Blocked);
+        }
         let ahead = channel.time_ms > unix_ms + TIME_AHEAD_MS_MAX;
         let time_ms = if ahead { unix_ms } else { unix_ms.max(channel.time_ms) };
         let counts = u64::from(request.kind.counts_as_unread());
@@ -566,6 +590,7 @@ impl Shard {
         match request {
             Waiting::Send(send) => self.refuse(&send, code),
             Waiting::Open { origin, uid, .. } => self.answer_open(uid, origin, Err(code)),
+            Waiting::Block(block) => self.answer_block(block.uid, block.origin, Err(code)),
         }
     }
 

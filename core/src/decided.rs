@@ -71,6 +71,7 @@ impl Shard {
                 });
                 (device.map(Whose::Device), u64::MAX - 1, write)
             }
+            Decision::Relation(relation) => return self.relate(call, uid, relation),
             Decision::AccountDeleted { at_s } => {
                 let before_s = at_s.saturating_add(1);
                 let row = rows.user.as_mut();

@@ -9,7 +9,7 @@ use thiserror::Error;
 
 use crate::call::{Again, Call, CallId, CallResult};
 use crate::kv::{Completion, LaneId, Request, Ticket, Version};
-use crate::values::ValueError;
+use crate::values::{Block, ValueError};
 
 /// Two clocks, both in milliseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -253,6 +253,15 @@ pub enum ShardMessage {
         /// What became of it.
         answer: SendAnswer,
     },
+    /// A user's shard asks the channel's owner to put a block there, or to lift it.
+    Block(BlockRequest),
+    /// The owner's answer: it is stored, or why not.
+    BlockStored {
+        /// Who asked.
+        origin: SendRef,
+        /// What became of it.
+        result: Result<(), ErrorCode>,
+    },
     /// The owner tells a member's shard about a message that is stored.
     Notify {
         /// The member.
@@ -310,6 +319,21 @@ pub struct SendRequest {
     pub kind: MessageKind,
     /// At most 64 KiB.
     pub body: Bytes,
+}
+
+/// How a user stands to the other one of a direct channel, on its way to the channel's owner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockRequest {
+    /// Who waits for the answer.
+    pub origin: SendRef,
+    /// The user.
+    pub uid: Uid,
+    /// The other one.
+    pub peer: Uid,
+    /// Which of the pair's candidate ids this owner is asked to try, from 0.
+    pub candidate: u8,
+    /// Whether the user has blocked the other one.
+    pub block: Block,
 }
 
 /// What became of a send.

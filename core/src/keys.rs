@@ -62,6 +62,11 @@ pub fn markers_after(uid: Uid, after: Option<Cid>) -> KeyRange {
     range_after(uid, b'r', after)
 }
 
+/// `10 uid f peer`: how a user stands to another one. Written by the user's owner.
+pub fn relation(uid: Uid, peer: Uid) -> Bytes {
+    id_key(uid.0, b'f', &peer.0.to_be_bytes())
+}
+
 /// `10 cid C`: the channel. Written by the channel's owner.
 pub fn channel(cid: Cid) -> Bytes {
     id_key(cid.0, b'C', &[])

@@ -32,6 +32,7 @@ pub mod placement;
 mod poll;
 mod queue;
 mod recent;
+mod relation;
 mod request;
 pub mod sabotage;
 mod session;

@@ -57,6 +57,7 @@ impl ShardQueue {
             }
             ShardMessage::Send(_)
             | ShardMessage::OpenDirect { .. }
+            | ShardMessage::Block(_)
             | ShardMessage::Typing { .. }
                 if !room =>
             {

@@ -37,11 +37,15 @@ pub enum Break {
     PositionMovedByNews,
     /// Parked calls are not told of a message.
     WakeUpDropped,
+    /// Sends are taken although one of the two has blocked the other.
+    BlockNotChecked,
+    /// A block is answered before it is stored.
+    BlockAnsweredEarly,
 }
 
 impl Break {
     /// All of them, in the order of the enum.
-    pub const ALL: [Break; 13] = [
+    pub const ALL: [Break; 15] = [
         Break::AckBeforeCommit,
         Break::NoDedupe,
         Break::StaleDedupeMap,
@@ -55,6 +59,8 @@ impl Break {
         Break::SentRowForgotten,
         Break::PositionMovedByNews,
         Break::WakeUpDropped,
+        Break::BlockNotChecked,
+        Break::BlockAnsweredEarly,
     ];
 
     /// The name on the command line.
@@ -73,6 +79,8 @@ impl Break {
             Break::SentRowForgotten => "sent-row-forgotten",
             Break::PositionMovedByNews => "position-moved-by-news",
             Break::WakeUpDropped => "wake-up-dropped",
+            Break::BlockNotChecked => "block-not-checked",
+            Break::BlockAnsweredEarly => "block-answered-early",
         }
     }
 }

@@ -22,6 +22,7 @@ use crate::once::LookUp;
 use crate::placement::{DeploymentKey, shard_of};
 use crate::poll::PollStep;
 use crate::queue::{Queued, ShardQueue};
+use crate::relation::{Related, Relating};
 use crate::request::RequestStep;
 use crate::sabotage::Breaks;
 use crate::session::Session;
@@ -79,6 +80,8 @@ pub struct Shard {
     pub(crate) attaching: FxHashMap<SessionId, Uid>,
     pub(crate) users: FxHashMap<Uid, Box<User>>,
     pub(crate) calls: FxHashMap<CallId, OpenCall>,
+    /// Users of whom a relation is on its way into the rows, and those that wait for it.
+    pub(crate) relating: FxHashMap<Uid, VecDeque<Box<Relating>>>,
     pub(crate) feeds_made: u64,
     pub(crate) channels: FxHashMap<Cid, ChannelSlot>,
     pub(crate) channel_clock: VecDeque<Cid>,
@@ -110,6 +113,10 @@ pub(crate) enum Tag {
     CallSignIn(Uid, CallId),
     /// A decision of the accounts.
     Decided(CallId),
+    /// How a user stands to another one.
+    Relation(Related),
+    /// A channel with a block of a user.
+    Block(Cid, Uid, SendRef),
     /// A user's or device's revocation.
     SignOut(Uid, SendRef, SignOutScope),
 }
@@ -141,6 +148,8 @@ pub(crate) enum Asker {
     Marker(Uid, Cid),
     /// A send without a base.
     LookUp(Box<LookUp>),
+    /// A user's relation.
+    Relation(Box<Relating>),
     /// A sync of a call.
     Poll(CallId, PollStep),
 }
@@ -161,6 +170,7 @@ impl Shard {
             attaching: FxHashMap::default(),
             users: FxHashMap::default(),
             calls: FxHashMap::default(),
+            relating: FxHashMap::default(),
             feeds_made: 0,
             channels: FxHashMap::default(),
             channel_clock: VecDeque::new(),
@@ -344,6 +354,7 @@ impl Shard {
             Asker::Request(origin, step) => self.request_rows(origin, step, rows),
             Asker::Marker(uid, cid) => self.marker_rows(uid, cid, rows),
             Asker::LookUp(look_up) => self.looked_up(*look_up, rows),
+            Asker::Relation(relating) => self.relation_rows(*relating, rows),
             Asker::Poll(call, step) => self.poll_rows(call, step, rows),
         }
     }
@@ -395,6 +406,8 @@ impl Shard {
             Tag::Marker(uid, cid) => self.marker_stored(uid, cid),
             Tag::CallSignIn(uid, call) => self.call_sign_in_stored(uid, call),
             Tag::Decided(call) => self.decision_stored(call),
+            Tag::Relation(related) => self.relation_stored(related),
+            Tag::Block(cid, uid, origin) => self.block_stored(cid, uid, origin),
             Tag::SignOut(uid, origin, scope) => self.sign_out_stored(uid, origin, scope),
         }
     }
@@ -420,6 +433,8 @@ impl Shard {
             }
             ShardMessage::Opened { origin, result } => self.channel_opened(origin, result),
             ShardMessage::Send(request) => self.channel_send(request),
+            ShardMessage::Block(request) => self.channel_block(request),
+            ShardMessage::BlockStored { origin, result } => self.block_answered(origin, result),
             ShardMessage::Answer { origin, cid, answer } => {
                 self.send_answered(origin, cid, answer);
             }

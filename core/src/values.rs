@@ -128,6 +128,19 @@ pub enum DeviceStanding {
     Revoked,
 }
 
+/// `10 uid f peer`: how a user stands to another one, as the accounts say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RelationRow {
+    /// Which change of the user's relations this is; they rise.
+    pub version: u64,
+    /// Whether the two are friends.
+    pub friends: bool,
+    /// Whether the user has blocked the other one.
+    pub blocked: bool,
+    /// What a later build has added.
+    pub rest: Bytes,
+}
+
 /// `10 cid C`: a channel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChannelRow {
@@ -135,11 +148,52 @@ pub struct ChannelRow {
     pub kind: ChannelKind,
     /// The users of a direct channel, the lower id first: members 0 and 1.
     pub pair: [Uid; 2],
+    /// Whether member 0 has blocked the other one, and member 1.
+    pub blocks: [Block; 2],
     /// What a later build has added.
     pub rest: Bytes,
 }
 
+/// Whether a user has blocked another one, and since which version of its relations.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Block(u64);
+
+impl Block {
+    /// It never has.
+    pub const NONE: Block = Block(0);
+
+    /// As of a version, which is below 2^63.
+    pub const fn new(version: u64, blocked: bool) -> Block {
+        Block(version << 1 | blocked as u64)
+    }
+
+    /// Whether it is in force.
+    pub const fn is_on(self) -> bool {
+        self.0 & 1 != 0
+    }
+
+    /// The version.
+    pub const fn version(self) -> u64 {
+        self.0 >> 1
+    }
+}
+
 impl ChannelRow {
+    /// The direct channel of two users, without blocks.
+    pub fn direct(one: Uid, other: Uid) -> ChannelRow {
+        ChannelRow {
+            kind: ChannelKind::Direct,
+            pair: [one.min(other), one.max(other)],
+            blocks: [Block::NONE; 2],
+            rest: Bytes::new(),
+        }
+    }
+
+    /// Whether one of the two has blocked the other.
+    pub fn is_blocked(&self) -> bool {
+        self.blocks[0].is_on() || self.blocks[1].is_on()
+    }
+
     /// The member number of a user; `None` if it is not in the channel.
     pub fn member(&self, uid: Uid) -> Option<MemberNumber> {
         let number = self.pair.iter().position(|member| *member == uid)?;
@@ -341,6 +395,27 @@ impl DeviceRow {
     }
 }
 
+impl RelationRow {
+    /// The write of this row.
+    pub fn write(&self, key: Bytes, store: StoreIncarnation) -> Write {
+        let mut out = start_stamped(32, store);
+        put(&mut out, self.version);
+        out.put_u8(u8::from(self.friends) | u8::from(self.blocked) << 1);
+        out.put_slice(&self.rest);
+        stamped(key, out)
+    }
+
+    /// From a value.
+    pub fn decode(value: Bytes) -> Result<RelationRow, ValueError> {
+        let mut input = open(value)?;
+        stamp(&mut input)?;
+        let version = number(&mut input)?;
+        let flags = byte(&mut input)?;
+        let (friends, blocked) = (flags & 1 != 0, flags & 2 != 0);
+        Ok(RelationRow { version, friends, blocked, rest: input })
+    }
+}
+
 impl ChannelRow {
     /// The write of this row.
     pub fn write(&self, key: Bytes, store: StoreIncarnation) -> Write {
@@ -348,6 +423,9 @@ impl ChannelRow {
         out.put_u8(self.kind as u8);
         out.put_u64(self.pair[0].0);
         out.put_u64(self.pair[1].0);
+        for block in self.blocks {
+            put(&mut out, block.0);
+        }
         out.put_slice(&self.rest);
         stamped(key, out)
     }
@@ -356,11 +434,14 @@ impl ChannelRow {
     pub fn decode(value: Bytes) -> Result<ChannelRow, ValueError> {
         let mut input = open(value)?;
         stamp(&mut input)?;
-        Ok(ChannelRow {
-            kind: kind(&mut input)?,
-            pair: [id(&mut input)?, id(&mut input)?],
-            rest: input,
-        })
+        let kind = kind(&mut input)?;
+        let pair = [id(&mut input)?, id(&mut input)?];
+        let mut blocks = [Block::NONE; 2];
+        // Rows of builds that knew no blocks end here.
+        if !input.is_empty() {
+            blocks = [Block(number(&mut input)?), Block(number(&mut input)?)];
+        }
+        Ok(ChannelRow { kind, pair, blocks, rest: input })
     }
 }
 

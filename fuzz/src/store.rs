@@ -4,7 +4,7 @@ use bytes::Bytes;
 use chatring_core::cursor::Cursor;
 use chatring_core::values::{
     ChannelRow, DeploymentRow, DeviceRow, FenceRow, InboxRow, JournalRow, MarkerRow, MessageRow,
-    TrimRow, UserRow,
+    RelationRow, TrimRow, UserRow,
 };
 use chatring_wire::Seq;
 
@@ -23,6 +23,7 @@ pub(crate) fn values(data: &[u8]) {
     let _ = UserRow::decode(value.clone());
     let _ = DeviceRow::decode(value.clone());
     let _ = ChannelRow::decode(value.clone());
+    let _ = RelationRow::decode(value.clone());
     let _ = TrimRow::decode(value.clone());
     let _ = InboxRow::decode(value.clone());
     let _ = MarkerRow::decode(value.clone());

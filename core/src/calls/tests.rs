@@ -15,6 +15,7 @@ use crate::sabotage::Breaks;
 use crate::shard::ShardConfig;
 
 mod decided;
+mod relations;
 
 const STORE: SubmitterId = SubmitterId(1);
 

@@ -49,12 +49,14 @@ pub const TOKENS_KEPT_MAX: usize = 8_192;
 /// Changes of the accounts that the chat store is asked to take over at once.
 pub const PROJECTIONS_AT_ONCE: usize = 32;
 /// Time in which it must have taken one over.
-pub const PROJECTION_TIME_MAX: Duration = Duration::from_secs(2);
+pub const PROJECTION_TIME_MAX: Duration = Duration::from_secs(8);
 /// Time for which a change belongs to who has taken it; then it is given again.
-pub const PROJECTION_LEASE: Duration = Duration::from_secs(6);
+pub const PROJECTION_LEASE: Duration = Duration::from_secs(20);
 /// Time between two looks for changes that other processes have written, or have failed to carry
 /// out.
 pub const PROJECTION_LOOK: Duration = Duration::from_millis(500);
+/// Time that the loop leaves to whoever has written a change and carries it out itself.
+pub const PROJECTION_GRACE: Duration = Duration::from_millis(50);
 /// Pause after a change was not taken over.
 pub const PROJECTION_PAUSE: Duration = Duration::from_millis(500);
 /// How long a browser may remember what another origin may do.

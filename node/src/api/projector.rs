@@ -12,7 +12,7 @@ use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use chatring_core::call::Decision;
+use chatring_core::call::{Decision, Relation};
 use chatring_wire::ErrorCode;
 use tokio::task::JoinSet;
 use tracing::warn;
@@ -20,7 +20,8 @@ use tracing::warn;
 use super::accounts::{About, AccountError, Accounts, Backlog, Change, Projection};
 use super::extract::unix_ms;
 use super::limits::{
-    PROJECTION_LEASE, PROJECTION_LOOK, PROJECTION_PAUSE, PROJECTION_TIME_MAX, PROJECTIONS_AT_ONCE,
+    PROJECTION_GRACE, PROJECTION_LEASE, PROJECTION_LOOK, PROJECTION_PAUSE, PROJECTION_TIME_MAX,
+    PROJECTIONS_AT_ONCE,
 };
 use super::problem::Problem;
 use super::{Phase, Shared, State};
@@ -61,8 +62,12 @@ impl State {
                 (account, Decision::DeviceRemoved { installation: *installation })
             }
             Change::AccountDeleted { account } => (account, Decision::AccountDeleted { at_s }),
-            // Not enforced yet.
-            Change::Relation { .. } => return Ok(()),
+            Change::Relation { owner, peer, friends, blocked } => {
+                let (issuer, subject) = (String::new(), peer.to_string());
+                let (version, friends, blocked) = (projection.version, *friends, *blocked);
+                let relation = Relation { issuer, subject, version, friends, blocked };
+                (owner, Decision::Relation(relation))
+            }
         };
         self.chat()?.decide(account.as_str(), decision).await
     }
@@ -82,7 +87,10 @@ pub(super) async fn run(state: Shared, accounts: Accounts) {
     let _ = phase.wait_for(|phase| *phase == Phase::Ready).await;
     loop {
         match round(&state, &accounts).await {
-            Ok(Round::Done) => accounts.projections_wait(PROJECTION_LOOK).await,
+            Ok(Round::Done) => {
+                accounts.projections_wait(PROJECTION_LOOK).await;
+                tokio::time::sleep(PROJECTION_GRACE).await;
+            }
             Ok(Round::More) => {}
             Ok(Round::Failed) => tokio::time::sleep(PROJECTION_PAUSE).await,
             Err(error) => {

@@ -46,11 +46,7 @@ pub fn store(store: &mut MemStore, count: usize) -> Result<Channels, String> {
 
 fn rows(deployment: &DeploymentRow, cid: Cid, hub: Uid, peer: Uid, subject: String) -> Vec<Write> {
     let store = deployment.incarnation;
-    let channel = ChannelRow {
-        kind: ChannelKind::Direct,
-        pair: [hub.min(peer), hub.max(peer)],
-        rest: Default::default(),
-    };
+    let channel = ChannelRow::direct(hub, peer);
     let sender = channel.member(peer).expect("the peer is in the pair");
     let body = format!("hello from {subject}");
     let row = Row {

@@ -37,7 +37,7 @@ impl Accounts {
     /// Errors: `UnknownUser`, `Invalid` (oneself), `Blocked`, `LimitReached`, `Limited`,
     /// `Database`.
     pub async fn befriend(&self, caller: &Caller, handle: &str) -> Result<Standing, AccountError> {
-        self.relate(caller, handle, Wish::Befriend).await
+        Ok(self.relate(caller, handle, Wish::Befriend).await?.0)
     }
 
     /// Takes a request back, refuses one, or ends a friendship. Saying it again does nothing.
@@ -47,16 +47,19 @@ impl Accounts {
         self.relate(caller, handle, Wish::Unfriend).await.map(drop)
     }
 
-    /// Blocks a user; friendship and requests between the two end.
+    /// Blocks a user; friendship and requests between the two end. Gives who that is: the chat must
+    /// learn of it before anybody is told that it holds.
     ///
     /// Errors: `UnknownUser`, `Invalid`, `LimitReached`, `Limited`, `Database`.
-    pub async fn block(&self, caller: &Caller, handle: &str) -> Result<(), AccountError> {
-        self.relate(caller, handle, Wish::Block).await.map(drop)
+    pub async fn block(&self, caller: &Caller, handle: &str) -> Result<AccountId, AccountError> {
+        Ok(self.relate(caller, handle, Wish::Block).await?.1)
     }
 
-    /// Blocks a user no more. Errors: `UnknownUser`, `Invalid`, `Database`.
-    pub async fn unblock(&self, caller: &Caller, handle: &str) -> Result<(), AccountError> {
-        self.relate(caller, handle, Wish::Unblock).await.map(drop)
+    /// Blocks a user no more. Gives who that is.
+    ///
+    /// Errors: `UnknownUser`, `Invalid`, `Database`.
+    pub async fn unblock(&self, caller: &Caller, handle: &str) -> Result<AccountId, AccountError> {
+        Ok(self.relate(caller, handle, Wish::Unblock).await?.1)
     }
 
     /// How the caller stands to a user, as it sees it itself.
@@ -146,18 +149,18 @@ impl Accounts {
         caller: &Caller,
         handle: &str,
         wish: Wish,
-    ) -> Result<Standing, AccountError> {
+    ) -> Result<(Standing, AccountId), AccountError> {
         let handle = Handle::parse(handle).map_err(|_| AccountError::UnknownUser)?;
         if matches!(wish, Wish::Befriend | Wish::Block) {
             let limited = |retry_after_ms| AccountError::Limited { retry_after_ms };
             let relations = &self.inner.limits.relations;
             relations.take(&caller.account, self.now_ms()).map_err(limited)?;
         }
-        let (standing, changed) = retried!(self.relate_once(&caller.account, &handle, wish))?;
+        let (related, changed) = retried!(self.relate_once(&caller.account, &handle, wish))?;
         if changed {
             self.told();
         }
-        Ok(standing)
+        Ok(related)
     }
 
     async fn relate_once(
@@ -165,7 +168,7 @@ impl Accounts {
         me: &AccountId,
         handle: &Handle,
         wish: Wish,
-    ) -> Result<(Standing, bool), AccountError> {
+    ) -> Result<((Standing, AccountId), bool), AccountError> {
         let now_ms = self.now_ms();
         let mut tx = self.inner.db.begin().await?;
         let peer = find_peer(&mut tx, me, handle).await?;
@@ -182,7 +185,7 @@ impl Accounts {
             Wish::Unblock => mine.blocks = false,
         }
         if (mine, theirs) == was {
-            return Ok((seen(mine, theirs), false));
+            return Ok(((seen(mine, theirs), peer), false));
         }
         check_limits(&mut tx, me, &peer, was, mine).await?;
         for (owner, other, before, after) in [(me, &peer, was.0, mine), (&peer, me, was.1, theirs)]
@@ -207,7 +210,7 @@ impl Accounts {
             }
         }
         tx.commit().await?;
-        Ok((seen(mine, theirs), true))
+        Ok(((seen(mine, theirs), peer), true))
     }
 }
 

@@ -71,6 +71,8 @@ pub enum Change {
 pub enum About<'a> {
     /// The log-ins and devices of an account, and whether there is one.
     LogIns(&'a AccountId),
+    /// How the first stands to the second.
+    Relation(&'a AccountId, &'a AccountId),
 }
 
 /// How much waits for the chat store.
@@ -123,11 +125,20 @@ impl Accounts {
 
     /// What of this the chat store has not taken over yet, whether it is taken or not; at most 256.
     pub async fn waiting(&self, about: About<'_>) -> Result<Vec<Projection>, AccountError> {
-        let find = "SELECT topic, version, kind, account, other, friends, blocks, changed_ms \
-                    FROM outbox WHERE account = $1 AND kind <> 'relation' \
-                    ORDER BY version LIMIT $2";
-        let About::LogIns(account) = about;
-        let rows = sqlx::query(find).bind(account.as_str()).bind(PROJECTIONS_MAX as i64);
+        let (find, what) = match about {
+            About::LogIns(account) => (
+                "SELECT topic, version, kind, account, other, friends, blocks, changed_ms \
+                 FROM outbox WHERE account = $1 AND kind <> 'relation' \
+                 ORDER BY version LIMIT $2",
+                account.to_string(),
+            ),
+            About::Relation(owner, peer) => (
+                "SELECT topic, version, kind, account, other, friends, blocks, changed_ms \
+                 FROM outbox WHERE topic = $1 LIMIT $2",
+                format!("relation {owner} {peer}"),
+            ),
+        };
+        let rows = sqlx::query(find).bind(what).bind(PROJECTIONS_MAX as i64);
         rows.fetch_all(self.inner.db.pool()).await?.iter().map(projection).collect()
     }
 

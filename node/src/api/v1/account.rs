@@ -1,8 +1,11 @@
 //! The account as a whole: its password, and its end.
 
+use axum::extract::State;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use super::sessions::end_live;
+use crate::api::Shared;
 use crate::api::accounts::AccountError;
 use crate::api::extract::{Account, Db, Json, Nothing};
 use crate::api::problem::Problem;
@@ -26,6 +29,7 @@ pub(super) struct Deletion {
 }
 
 pub(super) async fn change_password(
+    State(state): State<Shared>,
     Account(caller): Account,
     Db(accounts): Db,
     Json(body): Json<PasswordChange>,
@@ -39,14 +43,17 @@ pub(super) async fn change_password(
         }
         error => error,
     })?;
+    end_live(&state, &accounts, &caller).await;
     Ok(Nothing)
 }
 
 pub(super) async fn delete(
+    State(state): State<Shared>,
     Account(caller): Account,
     Db(accounts): Db,
     Json(body): Json<Deletion>,
 ) -> Result<Nothing, Problem> {
     accounts.delete_account(&caller, &body.password).await?;
+    end_live(&state, &accounts, &caller).await;
     Ok(Nothing)
 }

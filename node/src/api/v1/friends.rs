@@ -1,10 +1,13 @@
 //! Friends and blocks.
 
+use axum::extract::State;
+use chatring_wire::ErrorCode;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::profile::{HandlePath, User};
-use crate::api::accounts::{Friend, Standing};
+use crate::api::Shared;
+use crate::api::accounts::{About, Friend, Standing};
 use crate::api::extract::{Account, Answer, Db, InPath, InQuery, Nothing};
 use crate::api::problem::Problem;
 
@@ -115,22 +118,33 @@ pub(super) async fn blocks(
     Ok(Answer(Blocks { users, next: page.next }))
 }
 
+/// Answered once it holds: no later send between the two is taken.
 pub(super) async fn block(
+    State(state): State<Shared>,
     Account(caller): Account,
     Db(accounts): Db,
     InPath(path): InPath<HandlePath>,
 ) -> Result<Nothing, Problem> {
-    accounts.block(&caller, &path.handle).await?;
+    let peer = accounts.block(&caller, &path.handle).await?;
+    state.follow(&accounts, About::Relation(&caller.account, &peer)).await.map_err(not_yet)?;
     Ok(Nothing)
 }
 
 pub(super) async fn unblock(
+    State(state): State<Shared>,
     Account(caller): Account,
     Db(accounts): Db,
     InPath(path): InPath<HandlePath>,
 ) -> Result<Nothing, Problem> {
-    accounts.unblock(&caller, &path.handle).await?;
+    let peer = accounts.unblock(&caller, &path.handle).await?;
+    state.follow(&accounts, About::Relation(&caller.account, &peer)).await.map_err(not_yet)?;
     Ok(Nothing)
+}
+
+fn not_yet(problem: Problem) -> Problem {
+    tracing::warn!(why = problem.code().name(), "a block does not hold at once");
+    let detail = "it is noted and will hold soon; ask again to learn when it does";
+    Problem::new(ErrorCode::Unavailable).detail(detail)
 }
 
 impl PageQuery {

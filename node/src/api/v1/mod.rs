@@ -188,7 +188,7 @@ fn with_channels(endpoints: Endpoints) -> Endpoints {
         .add(
             (POST, "/v1/channels/{id}/typing"),
             about("typing", "Say that I am typing"),
-            unknown,
+            &[ErrorCode::UnknownChannel, ErrorCode::Blocked],
             channels::typing,
         )
 }
