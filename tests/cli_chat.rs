@@ -7,9 +7,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use crate::common::raw::Raw;
-use crate::common::{Node, executable};
-
-const PATIENCE: Duration = Duration::from_secs(20);
+use crate::common::{Node, PATIENCE, executable};
 
 /// A running `chatring chat`.
 struct Chat {

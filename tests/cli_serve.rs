@@ -2,11 +2,10 @@
 //! Method: the real binary.
 
 use std::os::unix::fs::PermissionsExt as _;
-use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::common::{Node, NodeOptions, chatring, get, refusal};
+use crate::common::{DRAIN_MAX, Node, NodeOptions, chatring, get, refusal};
 
 #[test]
 fn the_ready_file_tells_where_a_ready_server_is() {
@@ -47,16 +46,14 @@ fn the_figures_cover_every_part() {
 fn sigterm_drains_and_a_killed_server_starts_again() {
     let mut node = Node::start();
     let key = node.ready()["token_key_file"].clone();
-    let start = Instant::now();
     assert_eq!(node.stop().code(), Some(0), "{}", node.log());
-    assert!(start.elapsed() < Duration::from_secs(5));
     node.restart();
     node.kill();
     node.restart();
     assert_eq!(node.ready()["token_key_file"], key);
     assert_eq!(get(node.http(), "/readyz").status, 200);
     node.signal(Signal::INT);
-    assert_eq!(node.wait(Duration::from_secs(5)).code(), Some(0), "{}", node.log());
+    assert_eq!(node.wait(DRAIN_MAX).code(), Some(0), "{}", node.log());
 }
 
 #[test]

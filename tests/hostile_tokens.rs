@@ -90,7 +90,7 @@ fn a_session_ends_with_its_token_unless_it_is_refreshed_in_place() {
     let node = strict();
     let key = node.token_key();
     let sign_in = |name: &str| {
-        let token = key.mint("brief", now_s(), 2);
+        let token = key.mint("brief", now_s(), 4);
         Raw::sign_in_with(&node, Subprotocol::Binary, hello(&token, name))
     };
     let mut kept = sign_in("kept");
@@ -107,16 +107,14 @@ fn a_session_ends_with_its_token_unless_it_is_refreshed_in_place() {
     ] {
         assert_eq!(refused(refresh(&mut wrong, token)), code);
     }
-    let done = refresh(&mut kept, key.mint("brief", now_s(), 5));
+    let done = refresh(&mut kept, key.mint("brief", now_s(), 9));
     assert!(matches!(done, ServerFrame::Done { .. }), "{done:?}");
     for raw in [&mut left, &mut wrong] {
         raw.expect_error_and(ErrorCode::ExpiredToken, CloseCode::Auth);
     }
-    assert!(start.elapsed() < Duration::from_millis(3_500), "{:?}", start.elapsed());
-    std::thread::sleep(Duration::from_millis(300));
     kept.expect_alive();
     kept.expect_error_and(ErrorCode::ExpiredToken, CloseCode::Auth);
-    assert!(start.elapsed() > Duration::from_millis(3_500), "{:?}", start.elapsed());
+    assert!(start.elapsed() > Duration::from_millis(7_500), "{:?}", start.elapsed());
 }
 
 #[test]

@@ -148,7 +148,7 @@ fn a_long_poll_wakes_with_its_message_and_polls_lose_and_repeat_nothing() {
         }
     }
     let (mut bob, cursor, seen) = waiting.join().expect("no panic");
-    assert!(at.elapsed() < Duration::from_secs(20), "{:?}", at.elapsed());
+    assert!(at.elapsed() < Duration::from_secs(28), "{:?}", at.elapsed());
     let expected: Vec<_> = (1..=20).map(|n| (n, format!("text {n}"))).collect();
     assert_eq!(seen, expected);
 

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::common::skip::{no_strace, skipped};
-use crate::common::{Node, NodeOptions, executable, figure, refusal};
+use crate::common::{Node, NodeOptions, PATIENCE, executable, figure, refusal};
 
 /// Fails the second registration of a thread: that of the eventfd, where it is tried whether the
 /// kernel can do what the ring needs; elsewhere one that can be done without.
@@ -34,7 +34,7 @@ fn is_forced() -> bool {
 
 /// Waits until the log has it, which may be a moment after the server is ready.
 fn says(node: &Node, text: &str) {
-    let until = Instant::now() + Duration::from_secs(5);
+    let until = Instant::now() + PATIENCE;
     while !node.log().contains(text) {
         assert!(Instant::now() < until, "{text} is missing:\n{}", node.log());
         std::thread::sleep(Duration::from_millis(5));

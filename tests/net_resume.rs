@@ -3,15 +3,13 @@
 //!
 //! Method: real clients with a cache file against the real binary, which is killed in between.
 
-use std::time::Duration;
-
 use bytes::Bytes;
 use chatring_client::Event;
 use chatring_wire::frame::{CacheAction, Hello};
 use chatring_wire::{ClientFrame, Seq, ServerFrame, Subprotocol};
 
 use crate::common::raw::{Raw, hello};
-use crate::common::{Node, Person, run};
+use crate::common::{Node, PATIENCE, Person, run};
 
 const BOTH: [Subprotocol; 2] = [Subprotocol::Binary, Subprotocol::Json];
 
@@ -185,7 +183,7 @@ fn a_cursor_of_one_subprotocol_is_good_in_the_other() {
 impl Person {
     /// Waits until the session is up to date; whether its cache was dropped on the way.
     async fn until_synced_dropped_cache(&mut self) -> bool {
-        let limit = Duration::from_secs(10);
+        let limit = PATIENCE;
         let wait = async {
             let mut dropped = false;
             while !self.client.with(|session, _| session.is_synced()).await.expect("it lives") {

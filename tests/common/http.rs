@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::Node;
+use super::{Node, PATIENCE};
 
 /// What a server answered.
 #[derive(Debug)]
@@ -21,7 +21,7 @@ pub struct Answer {
 pub fn get(http: &str, path: &str) -> Answer {
     let addr = http.strip_prefix("http://").expect("an HTTP address");
     let mut stream = TcpStream::connect(addr).expect("it listens");
-    stream.set_read_timeout(Some(Duration::from_secs(10))).expect("a time");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a time");
     write!(stream, "GET {path} HTTP/1.0\r\n\r\n").expect("a request");
     let mut answer = String::new();
     stream.read_to_string(&mut answer).expect("an answer");

@@ -11,10 +11,15 @@ pub mod tls;
 
 use std::path::PathBuf;
 use std::process::{Command, Output};
+use std::time::Duration;
 
 pub use self::http::{Http, figure, get};
-pub use self::node::{Node, NodeOptions};
+pub use self::node::{DRAIN_MAX, Node, NodeOptions};
 pub use self::people::{Bystanders, Person, run};
+
+/// How long a test waits for what must happen: what comes is met at once, and what never comes ends
+/// the wait, however busy the machine is.
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The server's executable, built for this test.
 pub fn executable() -> PathBuf {

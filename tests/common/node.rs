@@ -18,7 +18,9 @@ use super::tls::{self, Certificate};
 /// Time in which a server must be ready; a busy machine and an unoptimised build are slow.
 const READY_MAX: Duration = Duration::from_secs(60);
 /// Time in which the port of a restarted server must be free again.
-const PORT_MAX: Duration = Duration::from_secs(10);
+const PORT_MAX: Duration = Duration::from_secs(30);
+/// How long its end may take on a busy machine; it promises 5 s on one that is not.
+pub const DRAIN_MAX: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(5);
 /// Longest log that is kept; what comes later is dropped.
 const LOG_BYTES_MAX: usize = 4 << 20;
@@ -138,10 +140,10 @@ impl Node {
         }
     }
 
-    /// Ends it with SIGTERM and waits, for 5 s at most as promised.
+    /// Ends it with SIGTERM and waits.
     pub fn stop(&mut self) -> ExitStatus {
         self.signal(Signal::TERM);
-        self.wait(Duration::from_secs(5))
+        self.wait(DRAIN_MAX)
     }
 
     /// `ws://HOST:PORT/v1/ws`.

@@ -13,11 +13,9 @@ use chatring_client::{CacheFile, Config, Event, Start};
 use chatring_wire::frame::{Head, MessageKind, Row};
 use chatring_wire::{Cid, Cmid, Seq, Subprotocol};
 
-use super::Node;
 use super::raw::named;
+use super::{Node, PATIENCE};
 
-/// Time in which something must happen to a person.
-const PATIENCE: Duration = Duration::from_secs(20);
 /// Pause between two exchanges of the bystanders.
 const BREATH: Duration = Duration::from_millis(2);
 

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, TcpStream};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use chatring_wire::frame::{
@@ -18,10 +18,8 @@ use chatring_wire::{
     ServerFrame, Subprotocol,
 };
 
-use super::Node;
+use super::{Node, PATIENCE};
 
-/// Time in which a server must answer.
-pub const PATIENCE: Duration = Duration::from_secs(10);
 /// The key that a raw peer masks with.
 pub const MASK: MaskKey = MaskKey([0xa5, 1, 0xfe, 60]);
 

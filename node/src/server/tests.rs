@@ -97,7 +97,7 @@ fn start(folder: &Path) -> Running {
         run(&config, Some(&file), clients, |_| is_ready.send(()).expect("a waiter"))
             .expect("it starts")
     });
-    ready.recv_timeout(Duration::from_secs(10)).expect("it is ready");
+    ready.recv_timeout(Duration::from_secs(30)).expect("it is ready");
     let mode = std::fs::metadata(&path).expect("a ready file").permissions().mode();
     assert_eq!(mode & 0o7777, 0o600);
     let text = std::fs::read_to_string(&path).expect("a ready file");
@@ -134,7 +134,7 @@ fn it_tells_when_it_is_ready_drains_at_a_signal_and_ends_at_the_second() {
     );
     assert_eq!(status(http, "/readyz"), 200);
     signal_self(Signal::TERM);
-    running.draining.recv_timeout(Duration::from_secs(10)).expect("it drains");
+    running.draining.recv_timeout(Duration::from_secs(30)).expect("it drains");
     assert_eq!(status(http, "/readyz"), 503);
     assert_eq!(status(http, "/healthz"), 200);
     running.drained.send(Drained::Whole).expect("a waiter");
@@ -142,7 +142,7 @@ fn it_tells_when_it_is_ready_drains_at_a_signal_and_ends_at_the_second() {
 
     let running = start(folder.path());
     signal_self(Signal::INT);
-    running.draining.recv_timeout(Duration::from_secs(10)).expect("it drains");
+    running.draining.recv_timeout(Duration::from_secs(30)).expect("it drains");
     signal_self(Signal::TERM);
     assert_eq!(running.server.join().expect("no panic"), Ended::Forced);
     drop(running.drained);
@@ -164,7 +164,7 @@ fn a_signal_ends_a_long_recovery() {
         };
         run(&config, None, clients, |_| panic!("it is never ready")).expect("no failure")
     });
-    opens.recv_timeout(Duration::from_secs(10)).expect("it opens");
+    opens.recv_timeout(Duration::from_secs(30)).expect("it opens");
     signal_self(Signal::TERM);
     assert_eq!(server.join().expect("no panic"), Ended::Unstarted);
     drop(finish);
@@ -174,10 +174,10 @@ fn a_store_that_does_not_close_keeps_nobody(folder: &Path) {
     let mut running = start(folder);
     running.stuck.store(true, Ordering::Release);
     signal_self(Signal::TERM);
-    running.draining.recv_timeout(Duration::from_secs(10)).expect("it drains");
+    running.draining.recv_timeout(Duration::from_secs(30)).expect("it drains");
     let asked = Instant::now();
     assert_eq!(running.server.join().expect("no panic"), Ended::Forced);
-    assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
+    assert!(asked.elapsed() < Duration::from_secs(20), "{:?}", asked.elapsed());
     // Lets the thread end.
     running.drained = flume::bounded(1).0;
 }

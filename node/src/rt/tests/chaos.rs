@@ -196,8 +196,8 @@ impl Handler for Chaos {
 fn talk(address: SocketAddr, stream: u64, random: &mut Random) -> Result<bool, String> {
     let socket = TcpStream::connect(address).unwrap();
     socket.set_nodelay(true).unwrap();
-    socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-    socket.set_write_timeout(Some(Duration::from_secs(10))).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    socket.set_write_timeout(Some(Duration::from_secs(30))).unwrap();
     let length = random.below(BYTES_MAX);
     let leaves_at = if random.below(8) == 0 { random.below(length + 1) } else { length };
     let chunk_max = [1, 40, 700, 9_000][random.below(4) as usize];
@@ -266,7 +266,7 @@ fn run(driver: Driver, sizes: RingSizes, seed: u64, rounds: u64) -> StatValues {
         peers.into_iter().map(|peer| peer.join().expect("no wrong byte and no hang")).sum()
     });
     let count = |count: &AtomicU64| count.load(Ordering::Relaxed);
-    let until = Instant::now() + Duration::from_secs(5);
+    let until = Instant::now() + Duration::from_secs(30);
     while count(&tally.closed) < PEERS * rounds && Instant::now() < until {
         std::thread::sleep(Duration::from_millis(5));
     }
