@@ -19,7 +19,7 @@ use crate::common::{Bystanders, Node, PATIENCE, figure};
 const MIB: u64 = 1 << 20;
 /// What a flood may add to the server's memory: bounds of all its connections together stay below,
 /// and each flood is several times as large.
-const GROWTH_BYTES_MAX: u64 = 64 * MIB;
+const GROWTH_BYTES_MAX: u64 = 128 * MIB;
 
 #[test]
 fn a_flood_of_tiny_frames_leaves_others_their_turn() {

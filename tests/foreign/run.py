@@ -23,14 +23,14 @@ from chatring_client import Client, Draft, Store, drive
 from frames import Binary, Json, unb64, varint
 from websocket import BINARY, TEXT, Closed, HandshakeFailed, WebSocket
 
-RUN_S_MAX = 60
+RUN_S_MAX = 240
 # Not the defaults, so that clients must take what `welcome` says.
 CONFIG = """[limits]
 frame_bytes_max = 100_000
 window_pushes = 200
 """
 READY_S_MAX = 30
-WAIT_S = 15
+WAIT_S = 60
 SCENARIOS = []
 
 

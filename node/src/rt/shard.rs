@@ -121,6 +121,7 @@ async fn serve<H: Handler>(start: Start<H::Message>, make: impl FnOnce(Seat<H::M
             on_ring(handler, stats.clone(), tls, ring, Inbox::new(inbox, knock), gather)
         }
     };
+    stats.thread.store(rustix::thread::gettid().as_raw_nonzero().get(), Ordering::Relaxed);
     let stopper = listener.try_clone().map(socket2::Socket::from);
     spawn(&shard, acceptor(shard.clone(), listener), None);
     let _ = ready.send(Ok(()));

@@ -1,12 +1,16 @@
 //! What a shard's runtime counts: one writer each, read by anybody.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 
 macro_rules! stats {
     ($($name:ident: $help:literal;)*) => {
         /// Counts of one shard since its start.
         #[derive(Debug, Default)]
-        pub struct ShardStats { $(#[doc = $help] pub(super) $name: AtomicU64,)* }
+        pub struct ShardStats {
+            $(#[doc = $help] pub(super) $name: AtomicU64,)*
+            /// The kernel's number of the shard's thread; 0 before it runs.
+            pub(super) thread: AtomicI32,
+        }
 
         /// The counts at one moment.
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
