@@ -79,6 +79,12 @@ impl Cursor {
         Cursor { history, position, given: Vec::new(), hint: None, scan: None }
     }
 
+    /// The newest message of a channel that was given past the position; 0 for none.
+    pub fn given_of(&self, cid: Cid) -> Seq {
+        let given = self.given.iter().find(|(listed, _)| *listed == cid);
+        given.map_or(Seq(0), |(_, seq)| *seq)
+    }
+
     /// The bytes that a client keeps, at most 1 KiB.
     pub fn encode(&self) -> Bytes {
         debug_assert!(self.given.len() <= GIVEN_MAX);

@@ -289,8 +289,7 @@ impl Shard {
 
 impl Scan {
     fn given(&self, cid: Cid) -> Seq {
-        let given = self.wanted.cursor.given.iter().find(|(listed, _)| *listed == cid);
-        given.map_or(Seq(0), |(_, seq)| *seq)
+        self.wanted.cursor.given_of(cid)
     }
 
     fn slice(&mut self, rows: Rows) -> Result<(), ValueError> {

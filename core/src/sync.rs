@@ -326,12 +326,15 @@ impl Shard {
         changed.sort_by_key(|changed| (Reverse(changed.stamp), changed.head.cid));
         sync.part_bytes += changed.len() * HEAD_BYTES;
         for Changed { head, messages, .. } in &mut changed {
+            // What a cursor of HTTP lists past its position the client has.
+            let given = sync.cursor.as_ref().map_or(Seq(0), |cursor| cursor.given_of(head.cid));
             head.rows = match messages {
                 MessagesChanged::No => HeadRows::Unchanged,
+                MessagesChanged::Yes if head.head <= given => HeadRows::Unchanged,
                 MessagesChanged::Yes if sync.pages.len() < PAGES_MAX => {
                     sync.pages.push_back(PageOf {
                         cid: head.cid,
-                        floor: head.floor,
+                        floor: head.floor.max(given.next()),
                         head: head.head,
                     });
                     HeadRows::Follow

@@ -8,6 +8,7 @@ use chatring_wire::{Cmid, ServerFrame};
 
 use super::*;
 use crate::call::{Again, CallDevice, CallSync, Event, More};
+use crate::cursor::Cursor;
 use crate::effect::{Attach, Identity, Input, Now, SessionId, ShardId};
 use crate::kv::mem::{MemStore, SubmitterId};
 use crate::limits::ShardLimits;
@@ -135,6 +136,30 @@ impl Node {
             Answer::Synced(synced) => synced,
             other => panic!("{other:?}"),
         }
+    }
+
+    /// A session of this user resumes.
+    fn attach(&mut self, subject: &str, session: SessionId, cursor: Bytes) {
+        let identity = Identity {
+            issuer: String::new(),
+            subject: subject.to_owned(),
+            issued_at_s: 1,
+            expires_at_s: 1 << 40,
+            installation: None,
+        };
+        let installation = InstallationId([1; 16]);
+        let attach = Attach { identity, candidate: 0, installation, cursor };
+        self.step(Input::Attach { session, attach });
+        self.settle();
+    }
+
+    /// The positions in each page that sessions were given.
+    fn pages(&self) -> Vec<Vec<u64>> {
+        let page = |frame: &ServerFrame| match frame {
+            ServerFrame::Page(page) => Some(page.rows.iter().map(|row| row.seq.0).collect()),
+            _ => None,
+        };
+        self.said.iter().filter_map(page).collect()
     }
 }
 
@@ -273,27 +298,35 @@ fn a_cursor_serves_a_session_and_a_session_s_cursor_serves_a_call() {
     let first = node.synced("bob", &Bytes::new(), 0);
     assert_eq!((first.cache, seqs(&first.events, cid)), (CacheAction::Replace, vec![1]));
     node.sent("alice", text(cid, 2, "two"));
-    let identity = Identity {
-        issuer: String::new(),
-        subject: "bob".to_owned(),
-        issued_at_s: 1,
-        expires_at_s: 1 << 40,
-        installation: None,
-    };
-    let (session, installation) = (SessionId(1), InstallationId([1; 16]));
-    let attach = Attach { identity, candidate: 0, installation, cursor: first.cursor };
-    node.step(Input::Attach { session, attach });
-    node.settle();
-    let page = node.said.iter().find_map(|frame| match frame {
-        ServerFrame::Page(page) => Some(page.rows.iter().map(|row| row.seq.0).collect::<Vec<_>>()),
-        _ => None,
-    });
-    assert_eq!(page, Some(vec![2]));
+    node.attach("bob", SessionId(1), first.cursor);
+    assert_eq!(node.pages(), [vec![2]]);
     let Some(ServerFrame::Synced { cursor, .. }) = node.said.last().cloned() else {
         panic!("{:?}", node.said)
     };
     node.sent("alice", text(cid, 3, "three"));
     assert_eq!(seqs(&node.synced("bob", &cursor, 0).events, cid), [3]);
+}
+
+#[test]
+fn a_session_is_not_given_again_what_its_cursor_lists() {
+    let mut node = Node::new(ShardLimits::default());
+    let cid = node.opened("alice", "bob").head.cid;
+    let mut cursor = node.synced("bob", &Bytes::new(), 0).cursor;
+    for number in 1..=3 {
+        node.sent("alice", text(cid, number, "told"));
+        let synced = node.synced("bob", &cursor, 0);
+        assert_eq!(seqs(&synced.events, cid), [number]);
+        cursor = synced.cursor;
+    }
+    let listed = Cursor::decode(cursor.clone()).expect("a cursor");
+    assert_eq!(listed.given_of(cid), Seq(3));
+    node.attach("bob", SessionId(1), cursor.clone());
+    assert!(node.pages().is_empty(), "{:?}", node.said);
+    assert!(node.said.iter().any(|frame| matches!(frame, ServerFrame::Synced { .. })));
+    node.sent("alice", text(cid, 4, "pushed"));
+    node.said.clear();
+    node.attach("bob", SessionId(2), cursor);
+    assert_eq!(node.pages(), [vec![4]]);
 }
 
 #[test]
