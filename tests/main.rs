@@ -19,6 +19,7 @@ mod http_chat;
 mod http_enforce;
 mod http_hostile;
 mod http_port;
+mod http_transports;
 mod load_share;
 mod net_behind;
 mod net_chat;

@@ -11,8 +11,18 @@ const COLUMNS_MAX: usize = 100;
 const BORDERS: &[(&str, &[&str])] = &[
     ("glommio", &["node/src/rt/"]),
     ("io_uring", &["node/src/rt/", BARE_RING]),
-    ("tokio", &["node/src/api/", "node/src/cli/chat.rs", "client/src/", "loadgen/src/", "tests/"]),
-    ("axum", &["node/src/api/"]),
+    (
+        "tokio",
+        &[
+            "node/src/api/",
+            "node/src/cli/chat.rs",
+            "client/src/",
+            "loadgen/src/",
+            "tests/",
+            BARE_HTTP,
+        ],
+    ),
+    ("axum", &["node/src/api/", BARE_HTTP]),
     ("sqlx", &["node/src/api/accounts/", "tests/http_enforce.rs"]),
     ("hyper", &["node/src/api/"]),
     ("fjall", &["node/src/store/embedded/", "benches/"]),
@@ -24,6 +34,9 @@ const BORDERS: &[(&str, &[&str])] = &[
 
 /// The sockets of the bare relay and of the load generator: this file alone.
 const BARE_RING: &str = "benches/bare/src/ring.rs";
+
+/// The bare HTTP handler, which is made of what the node's API is made of.
+const BARE_HTTP: &str = "benches/bare-http/src/";
 
 /// Who may read a clock. Examples do I/O, which the crates that they show do not.
 const CLOCKS: &[&str] = &["node/", "client/", "loadgen/", "benches/", "tests/", "wire/examples/"];

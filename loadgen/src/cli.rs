@@ -7,7 +7,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use chatring_wire::limits::BODY_BYTES_MAX;
-use clap::{ArgGroup, Args, Parser, Subcommand};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 
 use crate::limits::{
     BURN_US_MAX, DURATION_S_MAX, LOAD_STEPS_MAX, RATE_PER_S_MAX, ROUNDS_MAX, THREADS_MAX,
@@ -42,6 +42,8 @@ pub struct Cli {
 pub enum Command {
     /// Pairs of users talk: user u with user u xor 1, one session each
     Direct(Direct),
+    /// The same over HTTP: messages are posted, and received by polling, waiting or listening
+    Http(Http),
     /// Explains the stalls of a run of `direct --json`, by what it and the node have seen
     Stalls(Stalls),
     /// Says whether figures of a table grow, and how fast
@@ -61,6 +63,9 @@ pub enum Command {
     /// Starts the bare relay, the same with a log, and the node in turns, and says which share of
     /// what the machine can do the node reaches
     Share(Share),
+    /// Starts a bare HTTP handler and the node in turns, and says which share of its rate the
+    /// node's durable sends over HTTP reach
+    HttpShare(HttpShare),
 }
 
 /// The options of `direct`.
@@ -126,6 +131,44 @@ pub struct Direct {
     /// Where the result goes.
     #[command(flatten)]
     pub output: Output,
+}
+
+/// The options of `http`.
+#[derive(Clone, Debug, Args)]
+pub struct Http {
+    /// The load.
+    #[command(flatten)]
+    pub load: Direct,
+    /// How messages are received
+    #[arg(long, value_enum, value_name = "MODE")]
+    pub receive: Receive,
+    /// How long a user waits between two polls
+    #[arg(long, default_value = "200ms", value_parser = positive_duration)]
+    pub poll_every: Duration,
+    /// With `mix`: how long a user stays with one way, on average
+    #[arg(long, default_value = "500ms", value_parser = positive_duration)]
+    pub change_every: Duration,
+    /// Names messages by cmid and base, as clients do that keep what they have seen, and not by
+    /// Idempotency-Key
+    #[arg(long)]
+    pub base: bool,
+}
+
+/// How messages are received.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, ValueEnum)]
+pub enum Receive {
+    /// `GET /v1/sync` again and again
+    Poll,
+    /// `GET /v1/sync` that waits for news
+    Longpoll,
+    /// Server-sent events
+    Sse,
+    /// A WebSocket, binary
+    Ws,
+    /// A WebSocket that speaks JSON
+    WsJson,
+    /// Each user changes between all of these, in the middle of whatever is under way
+    Mix,
 }
 
 /// Where the result of `direct` goes.
@@ -302,10 +345,6 @@ pub struct Bare {
 /// The options of `share`.
 #[derive(Clone, Debug, Args)]
 pub struct Share {
-    /// Rounds; each has every server once
-    #[arg(long, value_name = "N", default_value_t = 5,
-          value_parser = clap::value_parser!(u32).range(1..=i64::from(ROUNDS_MAX)))]
-    pub rounds: u32,
     /// Users, an even number
     #[arg(long, value_name = "N", default_value = "1000", value_parser = even_users)]
     pub users: u32,
@@ -313,12 +352,6 @@ pub struct Share {
     #[arg(long, value_name = "W", default_value_t = 1,
           value_parser = clap::value_parser!(u32).range(1..=i64::from(WINDOW_MAX)))]
     pub window: u32,
-    /// Time of each load that is measured
-    #[arg(long, default_value = "5s", value_parser = positive_duration)]
-    pub duration: Duration,
-    /// Time of the same load before it
-    #[arg(long, default_value = "2s", value_parser = duration)]
-    pub warmup: Duration,
     /// Then as many rounds of an open loop at this rate
     #[arg(long, value_name = "PER_S",
           value_parser = clap::value_parser!(u32).range(1..=i64::from(RATE_PER_S_MAX)))]
@@ -326,22 +359,54 @@ pub struct Share {
     /// The same at half of the rate that the node reached
     #[arg(long, conflicts_with = "rate")]
     pub half: bool,
+    /// Length of the bare relay's log
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub log_mib: u32,
+    /// The servers.
+    #[command(flatten)]
+    pub place: Place,
+}
+
+/// The options of `http-share`.
+#[derive(Clone, Debug, Args)]
+pub struct HttpShare {
+    /// Connections, an even number, each of a user with one request in flight
+    #[arg(long, value_name = "N", default_value = "256", value_parser = even_users)]
+    pub users: u32,
+    /// Length of a message
+    #[arg(long, value_name = "BYTES", default_value_t = 20, value_parser = body)]
+    pub body: usize,
+    /// The servers.
+    #[command(flatten)]
+    pub place: Place,
+}
+
+/// How servers that are compared are started and loaded.
+#[derive(Clone, Debug, Args)]
+pub struct Place {
+    /// Rounds; each has every server once
+    #[arg(long, value_name = "N", default_value_t = 5,
+          value_parser = clap::value_parser!(u32).range(1..=i64::from(ROUNDS_MAX)))]
+    pub rounds: u32,
+    /// Time of each load that is measured
+    #[arg(long, default_value = "5s", value_parser = positive_duration)]
+    pub duration: Duration,
+    /// Time of the same load before it
+    #[arg(long, default_value = "2s", value_parser = duration)]
+    pub warmup: Duration,
     /// Core of the servers, which get nothing else
     #[arg(long, value_name = "CORE", default_value_t = 0)]
     pub server_core: usize,
     /// Core of the generator
     #[arg(long, value_name = "CORE", default_value_t = 1)]
     pub generator_core: usize,
-    /// Length of the bare relay's log
-    #[arg(long, value_name = "N", default_value_t = 64)]
-    pub log_mib: u32,
     /// Where the servers' files are for the time being: on the disk that is meant
     #[arg(long, value_name = "DIR", default_value = ".")]
     pub dir: PathBuf,
     /// The server; without it the one beside this program
     #[arg(long, value_name = "FILE")]
     pub chatring: Option<PathBuf>,
-    /// The bare relay; without it the one beside this program
+    /// The bare one; without it the one beside this program
     #[arg(long, value_name = "FILE")]
     pub bare: Option<PathBuf>,
     /// Writes the result here

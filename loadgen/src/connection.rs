@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use chatring_client::tls::{RootsError, TlsError, TlsScratch, TlsSession, client_config};
-use chatring_wire::codec::{ClientCodec, Outgoing, SUBPROTOCOL_BINARY, Subprotocol};
+use chatring_wire::codec::{ClientCodec, Outgoing, Subprotocol};
 use chatring_wire::frame::{ClientFrame, ServerFrame};
 use chatring_wire::limits::{FRAME_BYTES_MAX, HANDSHAKE_BYTES_MAX};
 use chatring_wire::ws::{
@@ -124,24 +124,25 @@ pub enum Over {
 }
 
 impl Connection {
-    /// Connects and agrees on `chatring.v1`. The socket is in blocking mode.
+    /// Connects and agrees on the subprotocol. The socket is in blocking mode.
     ///
     /// # Errors
     /// There is no connection, with the reason.
     pub async fn open(
         url: &str,
+        subprotocol: Subprotocol,
         random: Mixer,
     ) -> Result<(std::net::TcpStream, Connection), ConnectError> {
-        match tokio::time::timeout(CONNECT_MAX, connect(url, random)).await {
+        match tokio::time::timeout(CONNECT_MAX, connect(url, subprotocol, random)).await {
             Ok(outcome) => outcome,
             Err(_elapsed) => Err(ConnectError::Timeout),
         }
     }
 
-    fn new(random: Mixer, tls: Option<Box<Sealed>>) -> Connection {
+    fn new(subprotocol: Subprotocol, random: Mixer, tls: Option<Box<Sealed>>) -> Connection {
         Connection {
             decoder: ws::Decoder::new(Role::Client, ws::Limits::default()),
-            codec: ClientCodec::new(Subprotocol::Binary, FRAME_BYTES_MAX),
+            codec: ClientCodec::new(subprotocol, FRAME_BYTES_MAX),
             close: CloseHandshake::default(),
             outgoing: Outgoing::new(),
             bodies: Vec::new(),
@@ -256,7 +257,9 @@ impl Connection {
     fn decode(&mut self, payload: &Bytes, tally: &mut Tally) -> Result<(), WireError> {
         let frames = &mut self.frames;
         self.codec.decode(payload, |frame| frames.push(frame))?;
-        tally.received(payload, frames);
+        if !self.codec.subprotocol().is_text() {
+            tally.received(payload, frames);
+        }
         Ok(())
     }
 
@@ -265,10 +268,12 @@ impl Connection {
         if self.outgoing.is_empty() {
             return;
         }
-        let one_message = self.outgoing.messages().count() == 1;
+        let is_text = self.codec.subprotocol().is_text();
+        let kind = if is_text { MessageKind::Text } else { MessageKind::Binary };
+        let one_message = self.outgoing.messages().count() == 1 && !is_text;
         for message in self.outgoing.messages() {
             let mask = MaskKey((self.random.draw() as u32).to_be_bytes());
-            ws::encode_message(out, MessageKind::Binary, message, Some(mask));
+            ws::encode_message(out, kind, message, Some(mask));
             if one_message {
                 tally.sent(message, self.bodies.iter().copied());
             }
@@ -284,6 +289,7 @@ impl Connection {
 
 async fn connect(
     url: &str,
+    subprotocol: Subprotocol,
     mut random: Mixer,
 ) -> Result<(std::net::TcpStream, Connection), ConnectError> {
     let bad_url = || ConnectError::Url(url.to_owned());
@@ -307,7 +313,7 @@ async fn connect(
     stream.set_nodelay(true)?;
     let mut link = Link { stream, tls };
     link.shake_hands().await?;
-    let request = ClientRequest { host, path, subprotocols: &[SUBPROTOCOL_BINARY] };
+    let request = ClientRequest { host, path, subprotocols: &[subprotocol.name()] };
     let nonce = (u128::from(random.draw()) << 64) | u128::from(random.draw());
     let mut out = BytesMut::new();
     let mut handshake = ClientHandshake::start(&request, nonce.to_be_bytes(), &mut out)?;
@@ -320,7 +326,7 @@ async fn connect(
             ClientProgress::Connected { head_bytes, .. } if head_bytes == head.len() => {
                 let stream = link.stream.into_std()?;
                 stream.set_nonblocking(false)?;
-                return Ok((stream, Connection::new(random, link.tls)));
+                return Ok((stream, Connection::new(subprotocol, random, link.tls)));
             }
             ClientProgress::Connected { .. } => {
                 return Err(io::Error::other("the server spoke before the hello").into());

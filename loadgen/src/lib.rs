@@ -7,6 +7,7 @@ pub mod book;
 pub mod cli;
 pub mod connection;
 pub mod evidence;
+pub mod http;
 pub mod latency;
 pub mod ledger;
 pub mod limits;

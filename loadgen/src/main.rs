@@ -5,13 +5,13 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use chatring_loadgen::cli::{Bare, Cli, Command, Compare, Direct, Share};
+use chatring_loadgen::cli::{Bare, Cli, Command, Compare, HttpShare, Output, Share};
 use chatring_loadgen::connection::trust;
 use chatring_loadgen::machine;
 use chatring_loadgen::report::compare::Comparison;
 use chatring_loadgen::report::{Report, html};
 use chatring_loadgen::scenario::{
-    RunError, bare, direct, idle, knee, peers, share, stalls, verify,
+    RunError, bare, direct, http, http_share, idle, knee, peers, share, stalls, verify,
 };
 use clap::Parser as _;
 
@@ -32,7 +32,12 @@ fn main() -> ExitCode {
         return ExitCode::from(EXIT_UNUSABLE);
     }
     let outcome = match &cli.command {
-        Command::Direct(options) => run_direct(options),
+        Command::Direct(options) => {
+            direct::run(options).and_then(|ran| report(ran, &options.output))
+        }
+        Command::Http(options) => {
+            http::run(options).and_then(|ran| report(ran, &options.load.output))
+        }
         Command::Verify(options) => verify::run(options).map(|verified| {
             print!("{verified}");
             verified.is_good()
@@ -51,6 +56,7 @@ fn main() -> ExitCode {
         Command::Peers(options) => run_peers(options),
         Command::Bare(options) => run_bare(options),
         Command::Share(options) => run_share(options),
+        Command::HttpShare(options) => run_http_share(options),
     };
     match outcome {
         Ok(true) => ExitCode::SUCCESS,
@@ -66,22 +72,19 @@ fn main() -> ExitCode {
     }
 }
 
-fn run_direct(options: &Direct) -> Result<bool, RunError> {
-    let (report, notes) = direct::run(options)?;
+fn report((report, notes): (Report, Vec<String>), output: &Output) -> Result<bool, RunError> {
     for note in &notes {
         eprintln!("{note}");
     }
     print!("{report}");
-    if let Some(path) = &options.output.json {
+    if let Some(path) = &output.json {
         report.write_json(path).map_err(not_usable(path))?;
     }
-    if let Some(path) = &options.output.html {
+    if let Some(path) = &output.html {
         std::fs::write(path, html::run(&report)).map_err(not_usable(path))?;
     }
     match report.is_good() {
-        true if options.output.strict && report.is_generator_bottleneck() => {
-            Err(RunError::Bottleneck)
-        }
+        true if output.strict && report.is_generator_bottleneck() => Err(RunError::Bottleneck),
         is_good => Ok(is_good),
     }
 }
@@ -143,7 +146,16 @@ fn run_share(options: &Share) -> Result<bool, RunError> {
     print!("{rounds}");
     let verdict = rounds.verdict();
     let whole = serde_json::json!({ "rounds": rounds, "verdict": verdict });
-    write_json(options.json.as_deref(), &whole)?;
+    write_json(options.place.json.as_deref(), &whole)?;
+    Ok(rounds.is_good())
+}
+
+fn run_http_share(options: &HttpShare) -> Result<bool, RunError> {
+    let rounds = http_share::run(options)?;
+    print!("{rounds}");
+    let verdict = rounds.verdict();
+    let whole = serde_json::json!({ "rounds": rounds, "verdict": verdict });
+    write_json(options.place.json.as_deref(), &whole)?;
     Ok(rounds.is_good())
 }
 

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use chatring_bare::ring::{Input, Key, Outs};
 use chatring_client::token::TokenKey;
 use chatring_client::{CacheImage, Config, Disconnect, End, Event, Millis, Session, Wish};
-use chatring_wire::{CloseCode, Cmid, InstallationId};
+use chatring_wire::{CloseCode, Cmid, InstallationId, Subprotocol};
 use tokio::sync::{Notify, Semaphore, oneshot};
 use tokio::time::sleep_until;
 
@@ -230,7 +230,10 @@ impl<S: Script + 'static> Pool<S> {
     async fn connect(&self, place: usize, mut session: Session, random: &mut Mixer) -> Session {
         let permit = self.connects.acquire().await.expect("the semaphore is never closed");
         let outcome = match self.url(&session) {
-            Ok(url) => Connection::open(&url, Mixer(random.draw())).await.map_err(describe),
+            Ok(url) => {
+                let random = Mixer(random.draw());
+                Connection::open(&url, Subprotocol::Binary, random).await.map_err(describe)
+            }
             Err(reason) => Err(reason),
         };
         drop(permit);
@@ -465,6 +468,11 @@ pub fn new_session(key: &TokenKey, subject: &str, part: &str, mut config: Config
     config.token = key.mint(subject, issued_at_s, TOKEN_TTL_S);
     config.backoff_ms_max = BACKOFF_MS_MAX;
     config.persist = false;
+    Session::new(config, CacheImage::new(installation(subject, part)))
+}
+
+/// The installation of the user `subject` in the scenario `part`, the same from run to run.
+pub fn installation(subject: &str, part: &str) -> InstallationId {
     let mut installation = [0; 16];
     let mut hash = 0;
     for byte in part.bytes().chain([0]).chain(subject.bytes()) {
@@ -472,7 +480,7 @@ pub fn new_session(key: &TokenKey, subject: &str, part: &str, mut config: Config
     }
     installation[..8].copy_from_slice(&hash.to_be_bytes());
     installation[8..].copy_from_slice(&mix(hash).to_be_bytes());
-    Session::new(config, CacheImage::new(InstallationId(installation)))
+    InstallationId(installation)
 }
 
 /// A generator that starts somewhere else in every process.

@@ -13,6 +13,9 @@ use crate::limits::READY_FILE_BYTES_MAX;
 pub struct Ready {
     /// Where clients connect: `ws://HOST:PORT/…`.
     pub ws: String,
+    /// Where the API is: `http://HOST:PORT`.
+    #[serde(default)]
+    pub http: String,
     /// The Ed25519 key file of the deployment's own tokens.
     pub token_key_file: PathBuf,
     /// The node's process, on its own machine.

@@ -52,6 +52,16 @@ impl Tally {
         }
     }
 
+    /// A send over HTTP, whose request has so many bytes.
+    pub fn posted(&mut self, request_bytes: usize, body_bytes: usize) {
+        self.sends.add(request_bytes, 0.0, body_bytes);
+    }
+
+    /// A message over HTTP, with its share of the answer's bytes.
+    pub fn answered(&mut self, share_bytes: f64, body_bytes: usize) {
+        self.pushes.add(0, share_bytes, body_bytes);
+    }
+
     /// What came since an earlier copy.
     pub fn since(&self, earlier: &Tally) -> Tally {
         Tally {

@@ -6,12 +6,12 @@ use std::thread::JoinHandle;
 use chatring_loadgen::cli::{Cli, Command};
 use chatring_loadgen::report::Report;
 use chatring_loadgen::scenario::verify::Verified;
-use chatring_loadgen::scenario::{direct, verify};
+use chatring_loadgen::scenario::{direct, http, verify};
 use clap::Parser as _;
 
 use super::Node;
 
-/// A run of `direct` in a thread of its own.
+/// A run of `direct` or `http` in a thread of its own.
 #[derive(Debug)]
 pub struct Load(JoinHandle<Report>);
 
@@ -23,6 +23,18 @@ impl Load {
         };
         Load(std::thread::spawn(move || {
             let (report, notes) = direct::run(&options).expect("the load begins");
+            notes.iter().for_each(|note| eprintln!("{note}"));
+            report
+        }))
+    }
+
+    /// Starts `http` in the same way.
+    pub fn start_http(node: &Node, ledger: &Path, args: &str) -> Load {
+        let Command::Http(options) = command("http", node, ledger, args) else {
+            unreachable!("it is http")
+        };
+        Load(std::thread::spawn(move || {
+            let (report, notes) = http::run(&options).expect("the load begins");
             notes.iter().for_each(|note| eprintln!("{note}"));
             report
         }))

@@ -2,6 +2,8 @@
 
 pub mod bare;
 pub mod direct;
+pub mod http;
+pub mod http_share;
 pub mod idle;
 pub mod knee;
 pub mod peers;

@@ -8,20 +8,19 @@
 
 mod load;
 mod meter;
-mod talk;
+mod sessions;
+pub(super) mod talk;
 
-use std::rc::Rc;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::{Duration, Instant, SystemTime};
 
 use chatring_client::token::TokenKey;
-use chatring_client::{Config, Session, Start};
 use chatring_wire::frame::Durability;
-use tokio::task::JoinHandle;
 
 use self::meter::Meter;
-use self::talk::{OUTBOX_ENTRIES_MAX, Phase, State, Talk, User};
-use super::{Moment, RunError, SOCKETS, Stall};
+use self::sessions::Sessions;
+use self::talk::{Phase, State, User};
+use super::{Moment, RunError, Stall};
 use crate::book::{Book, Counts};
 use crate::cli;
 use crate::evidence::{Found, Watch, Watched};
@@ -29,7 +28,7 @@ use crate::ledger::LedgerWriter;
 use crate::limits::{LAG_EVIDENCE, PARTS_QUEUED_MAX, START_STALLED};
 use crate::machine::{FineTimer, thread_cpu_time, thread_wait_time};
 use crate::plan::{OpenLoop, Rate};
-use crate::pool::{Pool, Wakers, fresh_random, new_session};
+use crate::pool::fresh_random;
 use crate::ready::Ready;
 use crate::report::collect::{Collected, Collector, Said};
 use crate::report::environment::{Machine, Versions};
@@ -47,8 +46,6 @@ use crate::threads::{self, Line, Order};
 const LOOK: Duration = Duration::from_millis(5);
 /// After everything has arrived: time for what should not arrive (late duplicates).
 const QUIET: Duration = Duration::from_millis(300);
-/// How long sessions may take to say goodbye.
-const GOODBYE_MAX: Duration = Duration::from_secs(2);
 
 /// The name (`sub`) of a user, the same from run to run.
 pub fn user_name(number: u32) -> String {
@@ -70,6 +67,31 @@ pub fn run(options: &cli::Direct) -> Result<(Report, Vec<String>), RunError> {
 pub fn run_observed(
     options: &cli::Direct,
     observer: &(dyn Fn(Moment) + Sync),
+) -> Result<(Report, Vec<String>), RunError> {
+    run_carried(options, observer, Sessions::carry)
+}
+
+/// Who carries the messages of a thread's users to the node and back.
+pub(super) trait Carrier {
+    /// Changes the users' state or looks at it.
+    fn with<R>(&self, change: impl FnOnce(&mut State) -> R) -> R;
+    /// Has a user look for something to do.
+    fn wake(&self, place: usize);
+    /// The same for all.
+    fn wake_all(&self);
+    /// What went over the sockets up to now.
+    fn tally(&self) -> Tally;
+    /// Why the last attempt to connect failed.
+    fn trouble(&self) -> Option<String>;
+    /// Ends all connections, within a bounded time; gives how many came after the first ones.
+    async fn leave(&self) -> u64;
+}
+
+/// Runs the load of `direct`, carried by what `carry` makes for each thread of its users.
+pub(super) fn run_carried<C: Carrier>(
+    options: &cli::Direct,
+    observer: &(dyn Fn(Moment) + Sync),
+    carry: impl Fn(&Common<'_>, State) -> Result<C, RunError> + Sync,
 ) -> Result<(Report, Vec<String>), RunError> {
     if let Some(path) = &options.ledger {
         LedgerWriter::create(path).map_err(RunError::io(path.display().to_string()))?;
@@ -103,7 +125,7 @@ pub fn run_observed(
         .with_progress(options.output.shows_progress());
     let (results, collected) = std::thread::scope(|scope| {
         let collector = scope.spawn(|| collector.run(parts));
-        let work = |number, line| common.thread(number, line, out.clone());
+        let work = |number, line| common.thread(number, line, out.clone(), &carry);
         let results = threads::run(threads, work);
         // It ends when nobody can say anything any more.
         drop(out);
@@ -119,13 +141,16 @@ pub fn run_observed(
 }
 
 /// What all threads share.
-struct Common<'a> {
-    options: &'a cli::Direct,
+pub(super) struct Common<'a> {
+    /// What was asked for.
+    pub options: &'a cli::Direct,
     observer: &'a (dyn Fn(Moment) + Sync),
     threads: u32,
-    key: TokenKey,
+    /// Signs the users' tokens.
+    pub key: TokenKey,
     run: RunTag,
-    origin: Instant,
+    /// Times are counted from here.
+    pub origin: Instant,
     /// The same on the wall clock.
     origin_wall: SystemTime,
     grid: Grid,
@@ -185,40 +210,30 @@ impl Part {
 }
 
 impl Common<'_> {
-    async fn thread(
+    async fn thread<C: Carrier>(
         &self,
         number: u32,
         mut line: Line,
         out: SyncSender<Said>,
+        carry: &impl Fn(&Common<'_>, State) -> Result<C, RunError>,
     ) -> Result<Part, RunError> {
-        let wakers = Wakers::new(self.numbers(number).count());
-        let talk = Talk::new(self.state(number)?, wakers.clone());
-        let pool = Pool::new(talk, wakers.clone(), &self.options.node, self.origin);
-        let pool = Rc::new(pool.map_err(RunError::io(SOCKETS))?);
-        let tasks: Vec<_> = self
-            .numbers(number)
-            .enumerate()
-            .map(|(place, user)| {
-                let session = self.session(user);
-                tokio::task::spawn_local(pool.clone().carry(place, session))
-            })
-            .collect();
-        let sessions = tasks.len();
-        self.wait(&pool, &line, "connected", sessions, |state| state.synced).await?;
-        pool.script.with(|state| state.phase = Phase::Opening);
-        wakers.wake_all();
-        self.wait(&pool, &line, "have their channel", sessions, |state| state.opened).await?;
+        let carrier = carry(self, self.state(number)?)?;
+        let users = self.numbers(number).count();
+        self.wait(&carrier, &line, "connected", users, |state| state.synced).await?;
+        carrier.with(|state| state.phase = Phase::Opening);
+        carrier.wake_all();
+        self.wait(&carrier, &line, "have their channel", users, |state| state.opened).await?;
         let start = line.ready().await.ok_or(RunError::Stopped)?;
         let mut meter = Meter::new(self.grid, number, out, start);
-        let talked = self.talk(number, start, &pool, &wakers, &mut line, &mut meter).await;
+        let talked = self.talk(number, start, &carrier, &mut line, &mut meter).await;
         let (samples, mut cut_short) = talked?;
-        if let Some(reason) = self.drain(&pool, &line, &mut meter).await {
+        if let Some(reason) = self.drain(&carrier, &line, &mut meter).await {
             cut_short.get_or_insert(reason);
         }
-        pool.script.with(|state| meter.finish(state));
-        pool.script.with(|state| state.phase = Phase::Leaving);
-        wakers.wake_all();
-        let reconnects = leave(tasks).await;
+        carrier.with(|state| meter.finish(state));
+        carrier.with(|state| state.phase = Phase::Leaving);
+        carrier.wake_all();
+        let reconnects = carrier.leave().await;
         let mut part = Part { reconnects, cut_short, ..Part::default() };
         let [from, to] = samples;
         part.tally = to.tally.since(&from.tally);
@@ -226,7 +241,7 @@ impl Common<'_> {
         part.cpu_percent = (to.cpu - from.cpu).as_secs_f64() / wall * 100.0;
         part.wait_percent = (to.wait - from.wait).as_secs_f64() / wall * 100.0;
         part.backlog = Backlog { start: from.backlog, end: to.backlog };
-        self.close(&pool, part)
+        self.close(&carrier, part)
     }
 
     /// The users of a thread: pairs are dealt out in turn.
@@ -268,17 +283,10 @@ impl Common<'_> {
         })
     }
 
-    fn session(&self, user: u32) -> Session {
-        let mut config = Config::dense("", Start::Head);
-        config.outbox_entries_max = OUTBOX_ENTRIES_MAX;
-        config.outbox_bytes_max = OUTBOX_ENTRIES_MAX * self.options.body;
-        new_session(&self.key, &user_name(user), "direct", config)
-    }
-
     /// Waits until `count` sessions are so far.
     async fn wait(
         &self,
-        pool: &Pool<Talk>,
+        carrier: &impl Carrier,
         line: &Line,
         what: &str,
         count: usize,
@@ -286,7 +294,7 @@ impl Common<'_> {
     ) -> Result<(), RunError> {
         let mut stall = Stall::new(START_STALLED);
         loop {
-            let (done, fatal) = pool.script.with(|state| (so_far(state), state.fatal.clone()));
+            let (done, fatal) = carrier.with(|state| (so_far(state), state.fatal.clone()));
             if let Some(reason) = fatal {
                 return Err(RunError::Node(reason));
             }
@@ -297,7 +305,7 @@ impl Common<'_> {
                 return Err(RunError::Stopped);
             }
             if stall.is_stalled(done as u64) {
-                let reason = pool.failed_connects().1.unwrap_or_default();
+                let reason = carrier.trouble().unwrap_or_default();
                 let text = format!("{done} of {count} users {what}, then nothing: {reason}");
                 return Err(RunError::Node(text));
             }
@@ -310,46 +318,45 @@ impl Common<'_> {
         &self,
         thread: u32,
         start: Instant,
-        pool: &Pool<Talk>,
-        wakers: &Wakers,
+        carrier: &impl Carrier,
         line: &mut Line,
         meter: &mut Meter,
     ) -> Result<([Sample; 2], Option<String>), RunError> {
         let from = start + self.options.warmup;
         let to = from + self.options.duration;
         let ns = |at: Instant| at.duration_since(self.origin).as_nanos() as u64;
-        pool.script.with(|state| {
+        carrier.with(|state| {
             state.measured_ns = ns(from)..ns(to);
             state.sections = Sections::new(load::spans(self.options, ns(from)));
             state.phase = Phase::Talking;
         });
         let mut timer = FineTimer::new().map_err(RunError::io("a timer"))?;
         timer.sleep(start.saturating_duration_since(Instant::now())).await.ok();
-        let mut plan = self.plan(thread, pool, wakers, ns(start));
+        let mut plan = self.plan(thread, carrier, ns(start));
         let mut first = None;
         loop {
             let now = Instant::now();
             let since_start = now.saturating_duration_since(start).as_nanos() as u64;
-            pool.script.with(|state| {
+            carrier.with(|state| {
                 while let Some(send) = plan.as_mut().and_then(|plan| plan.due(since_start)) {
                     state.users[send.user as usize].due.push_back(ns(start) + send.at_ns);
-                    wakers.wake(send.user as usize);
+                    carrier.wake(send.user as usize);
                 }
                 state.flush_ledger();
                 meter.tick(state, now);
             });
             if now >= from && first.is_none() {
                 self.tell(thread, Moment::Begin);
-                first = Some(sample(pool));
+                first = Some(sample(carrier));
             }
-            let fatal = pool.script.with(|state| state.fatal.clone());
+            let fatal = carrier.with(|state| state.fatal.clone());
             let stopped = matches!(line.order(), Order::Stop | Order::Abort)
                 .then(|| "stopped by a signal or another thread".to_owned());
             let cut_short = fatal.or(stopped);
             if now >= to || cut_short.is_some() {
-                let last = sample(pool);
+                let last = sample(carrier);
                 self.tell(thread, Moment::End);
-                self.end_of_talk(pool, cut_short.is_some());
+                self.end_of_talk(carrier, cut_short.is_some());
                 return Ok(([first.unwrap_or(last), last], cut_short));
             }
             let next = plan.as_ref().and_then(OpenLoop::next_at_ns).map(Duration::from_nanos);
@@ -375,13 +382,7 @@ impl Common<'_> {
     }
 
     /// The open loop's plan; in the closed loop the first messages are due now.
-    fn plan(
-        &self,
-        thread: u32,
-        pool: &Pool<Talk>,
-        wakers: &Wakers,
-        start_ns: u64,
-    ) -> Option<OpenLoop> {
+    fn plan(&self, thread: u32, carrier: &impl Carrier, start_ns: u64) -> Option<OpenLoop> {
         let users = self.numbers(thread).count() as u32;
         if let Some(segments) = load::segments(self.options) {
             let all_users = self.options.users;
@@ -389,17 +390,17 @@ impl Common<'_> {
             return Some(OpenLoop::new(&rate, users, thread, self.threads));
         }
         let window = self.options.window.unwrap_or(1);
-        pool.script.with(|state| {
+        carrier.with(|state| {
             for user in &mut state.users {
                 user.due.extend((0..window).map(|_| start_ns));
             }
         });
-        wakers.wake_all();
+        carrier.wake_all();
         None
     }
 
-    fn end_of_talk(&self, pool: &Pool<Talk>, cut_short: bool) {
-        pool.script.with(|state| {
+    fn end_of_talk(&self, carrier: &impl Carrier, cut_short: bool) {
+        carrier.with(|state| {
             state.phase = Phase::Waiting;
             if cut_short || self.options.window.is_some() {
                 state.users.iter_mut().for_each(|user| user.due.clear());
@@ -408,10 +409,15 @@ impl Common<'_> {
     }
 
     /// Waits for what is outstanding; says why it gave up, if it did.
-    async fn drain(&self, pool: &Pool<Talk>, line: &Line, meter: &mut Meter) -> Option<String> {
+    async fn drain(
+        &self,
+        carrier: &impl Carrier,
+        line: &Line,
+        meter: &mut Meter,
+    ) -> Option<String> {
         let mut stall = Stall::new(self.options.patience);
         loop {
-            let (left, moved, fatal) = pool.script.with(|state| {
+            let (left, moved, fatal) = carrier.with(|state| {
                 state.flush_ledger();
                 meter.tick(state, Instant::now());
                 let counts = state.book.counts();
@@ -423,7 +429,7 @@ impl Common<'_> {
                 return fatal;
             }
             if stall.is_stalled(moved) {
-                let reason = pool.failed_connects().1;
+                let reason = carrier.trouble();
                 let reason = reason.map(|reason| format!(" ({reason})")).unwrap_or_default();
                 return Some(format!("{left} messages outstanding, no progress{reason}"));
             }
@@ -432,8 +438,8 @@ impl Common<'_> {
     }
 
     /// Closes a thread's books.
-    fn close(&self, pool: &Pool<Talk>, mut part: Part) -> Result<Part, RunError> {
-        pool.script.with(|state| {
+    fn close(&self, carrier: &impl Carrier, mut part: Part) -> Result<Part, RunError> {
+        carrier.with(|state| {
             state.flush_ledger();
             let empty = Book::new(self.run, 0, self.options.body);
             let (counts, findings) = std::mem::replace(&mut state.book, empty).finish();
@@ -527,13 +533,13 @@ impl Common<'_> {
     }
 }
 
-fn sample(pool: &Pool<Talk>) -> Sample {
+fn sample(carrier: &impl Carrier) -> Sample {
     Sample {
         at: Instant::now(),
         cpu: thread_cpu_time(),
         wait: thread_wait_time(),
-        backlog: pool.script.with(|state| state.backlog()),
-        tally: pool.tally(),
+        backlog: carrier.with(|state| state.backlog()),
+        tally: carrier.tally(),
     }
 }
 
@@ -543,18 +549,4 @@ fn unix_ms_of(at: SystemTime) -> u64 {
 
 fn unix_us_of(at: SystemTime) -> u64 {
     at.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_micros() as u64)
-}
-
-/// Waits for goodbyes, for a bounded time; gives how many connections came after the first ones.
-async fn leave(tasks: Vec<JoinHandle<Session>>) -> u64 {
-    let end = tokio::time::Instant::now() + GOODBYE_MAX;
-    let mut reconnects = 0;
-    for mut task in tasks {
-        match tokio::time::timeout_at(end, &mut task).await {
-            Ok(Ok(session)) => reconnects += session.stats().connections.saturating_sub(1),
-            Ok(Err(panic)) => std::panic::resume_unwind(panic.into_panic()),
-            Err(_elapsed) => task.abort(),
-        }
-    }
-    reconnects
 }

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use chatring_client::{End, Event, Millis, SendError, Session};
-use chatring_wire::frame::{Durability, Failure, MessageKind, Row, UserRef};
+use chatring_wire::frame::{Durability, Failure, MessageKind, UserRef};
 use chatring_wire::{Cid, Cmid, ErrorCode, MemberNumber, Seq};
 
 use super::super::words;
@@ -94,22 +94,28 @@ pub struct State {
 
 /// One user.
 pub struct User {
-    number: u32,
+    /// Its number.
+    pub number: u32,
     was_synced: bool,
     asked: bool,
     me: Option<MemberNumber>,
     /// Intended times of messages that are due and not given to the client yet.
     pub due: VecDeque<u64>,
     /// Whether those have to wait for the node.
-    is_held: bool,
+    pub is_held: bool,
     /// In the order of sending, which is mostly that of the acks.
     in_flight: VecDeque<Sent>,
 }
 
-struct Sent {
-    cmid: Cmid,
-    number: u32,
-    body: bytes::Bytes,
+/// A message that is not acked.
+#[derive(Clone, Debug)]
+pub struct Sent {
+    /// Its id.
+    pub cmid: Cmid,
+    /// Which of the sender's it is.
+    pub number: u32,
+    /// Its body.
+    pub body: bytes::Bytes,
 }
 
 impl User {
@@ -168,12 +174,17 @@ impl Script for Talk {
                 None
             }
             Event::Synced => {
-                state.synced += usize::from(!state.users[place].was_synced);
-                state.users[place].was_synced = true;
+                state.synced(place);
                 None
             }
             Event::Opened { cid, .. } => {
-                state.opened(place, session, cid);
+                match session.channel(cid) {
+                    Some(head) => state.opened(place, cid, head.me, head.head),
+                    None => {
+                        let reason = format!("the client does not know the channel {cid}");
+                        state.fail(reason);
+                    }
+                }
                 None
             }
             Event::AskRefused { error, .. } => {
@@ -185,7 +196,9 @@ impl Script for Talk {
                 state.stored(place, cid, cmid, seq, time_ms, at_ns)
             }
             Event::SendRefused { cmid, error, .. } => state.refused(place, cmid, &error),
-            Event::Message { cid, row } => state.message(place, cid, &row, at_ns),
+            Event::Message { cid, row } => {
+                state.message(place, cid, (row.seq, row.sender), &row.body, at_ns)
+            }
             Event::Disconnected { error } => {
                 state.users[place].is_held = true;
                 if let Some(error) = error {
@@ -249,48 +262,60 @@ impl State {
             return;
         }
         while session.outbox_len() < OUTBOX_ENTRIES_MAX
-            && let Some(intended_ns) = user.due.pop_front()
+            && let Some(intended_ns) = self.users[place].due.pop_front()
         {
-            burn(self.burn);
-            if self.measured_ns.contains(&intended_ns) {
-                let now_ns = self.origin.elapsed().as_nanos() as u64;
-                let lag_ns = now_ns.saturating_sub(intended_ns);
-                note_lag(&mut self.timed, lag_ns, user.is_held);
-                if !user.is_held {
-                    self.lags.answered(intended_ns, now_ns);
-                }
-            }
-            let message = self.book.sending(user.number, intended_ns);
-            let cmid = new_cmid(&mut self.random);
-            let body = message.body.clone();
-            match session.send(now, cid, MessageKind::TEXT, body, cmid) {
-                Ok(()) => {
-                    let sent = Sent { cmid, number: message.number, body: message.body };
-                    user.in_flight.push_back(sent);
-                }
+            let sent = self.begin(place, intended_ns);
+            match session.send(now, cid, MessageKind::TEXT, sent.body.clone(), sent.cmid) {
+                Ok(()) => {}
                 Err(error) => {
-                    self.book.refused(user.number, message.number);
+                    let user = &mut self.users[place];
+                    user.landed(sent.cmid);
                     let number = user.number;
+                    self.book.refused(number, sent.number);
                     return self.error(client_refusal(number, error));
                 }
             }
         }
+        let user = &mut self.users[place];
         user.is_held = !user.due.is_empty();
     }
 
-    fn opened(&mut self, place: usize, session: &Session, cid: Cid) {
+    /// Takes the next message, which was to be sent at this time, into the books; it is in flight
+    /// from here on.
+    pub fn begin(&mut self, place: usize, intended_ns: u64) -> Sent {
+        burn(self.burn);
         let user = &mut self.users[place];
-        match session.channel(cid) {
-            Some(head) => {
-                self.opened += usize::from(user.me.is_none());
-                user.me = Some(head.me);
-                self.book.opened(user.number, cid, head.head);
+        if self.measured_ns.contains(&intended_ns) {
+            let now_ns = self.origin.elapsed().as_nanos() as u64;
+            let lag_ns = now_ns.saturating_sub(intended_ns);
+            note_lag(&mut self.timed, lag_ns, user.is_held);
+            if !user.is_held {
+                self.lags.answered(intended_ns, now_ns);
             }
-            None => self.fail(format!("the client does not know the channel {cid} it opened")),
         }
+        let message = self.book.sending(user.number, intended_ns);
+        let cmid = new_cmid(&mut self.random);
+        let sent = Sent { cmid, number: message.number, body: message.body };
+        user.in_flight.push_back(sent.clone());
+        sent
     }
 
-    fn stored(
+    /// The user knows where to go on from.
+    pub fn synced(&mut self, place: usize) {
+        self.synced += usize::from(!self.users[place].was_synced);
+        self.users[place].was_synced = true;
+    }
+
+    /// The user knows the pair's channel.
+    pub fn opened(&mut self, place: usize, cid: Cid, me: MemberNumber, head: Seq) {
+        let user = &mut self.users[place];
+        self.opened += usize::from(user.me.is_none());
+        user.me = Some(me);
+        self.book.opened(user.number, cid, head);
+    }
+
+    /// A message is acked. Gives the place of its sender if it is through.
+    pub fn stored(
         &mut self,
         place: usize,
         cid: Cid,
@@ -328,7 +353,8 @@ impl State {
         (self.book.outstanding() < open_before).then_some(place)
     }
 
-    fn refused(&mut self, place: usize, cmid: Cmid, error: &Failure) -> Option<usize> {
+    /// A message is refused for good. Gives the place of its sender.
+    pub fn refused(&mut self, place: usize, cmid: Cmid, error: &Failure) -> Option<usize> {
         let user = &mut self.users[place];
         let number = user.number;
         let sent = user.landed(cmid)?;
@@ -337,14 +363,22 @@ impl State {
         Some(place)
     }
 
-    fn message(&mut self, place: usize, cid: Cid, row: &Row, at_ns: u64) -> Option<usize> {
+    /// A message arrives. Gives the place of its sender if it is through.
+    pub fn message(
+        &mut self,
+        place: usize,
+        cid: Cid,
+        (seq, sender): (Seq, MemberNumber),
+        body: &[u8],
+        at_ns: u64,
+    ) -> Option<usize> {
         let user = &self.users[place];
-        let author = match Some(row.sender) == user.me {
+        let author = match Some(sender) == user.me {
             true => Author::Receiver,
             false => Author::Other,
         };
         let open_before = self.book.outstanding();
-        let verdict = self.book.delivered(user.number, cid, row.seq, author, &row.body);
+        let verdict = self.book.delivered(user.number, cid, seq, author, body);
         let Verdict::Good { intended_ns } = verdict else { return None };
         self.delivered_measured += u64::from(self.measured_ns.contains(&at_ns));
         if self.measured_ns.contains(&intended_ns) {
@@ -362,14 +396,16 @@ impl State {
         }
     }
 
-    fn error(&mut self, note: String) {
+    /// Counts what should not be, with a word for people.
+    pub fn error(&mut self, note: String) {
         self.errors += 1;
         if self.notes.len() < FINDINGS_PRINTED_MAX {
             self.notes.push(note);
         }
     }
 
-    fn fail(&mut self, reason: String) {
+    /// The run cannot go on.
+    pub fn fail(&mut self, reason: String) {
         self.fatal.get_or_insert(reason);
     }
 }

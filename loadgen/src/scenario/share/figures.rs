@@ -28,6 +28,8 @@ pub enum Who {
     Bare,
     /// The bare relay with its log.
     BareLog,
+    /// The bare HTTP handler.
+    BareHttp,
     /// `chatring serve`.
     Chatring,
 }
@@ -278,10 +280,12 @@ fn line(f: &mut fmt::Formatter<'_>, rate: f64, us: f64, ack: &Percentiles) -> fm
     write!(f, "p99.9 {p999:.0}, max {max:.0} µs")
 }
 
-fn name(who: Who) -> &'static str {
+/// For people, as wide as all of them.
+pub fn name(who: Who) -> &'static str {
     match who {
         Who::Bare => "bare      ",
         Who::BareLog => "bare + log",
+        Who::BareHttp => "bare HTTP ",
         Who::Chatring => "chatring  ",
     }
 }

@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use clap::Parser as _;
 
+pub(super) use figures::name;
 pub use figures::{Measured, Middle, Rounds, Verdict, Who};
 pub use probe::Probe;
 
@@ -27,7 +28,7 @@ use crate::cli;
 use crate::process::{CpuTimes, Server, core_busy, pin};
 
 /// How long a server may take to come up; a log is filled with zeroes first.
-const COME_UP_MAX: Duration = Duration::from_secs(60);
+pub(super) const COME_UP_MAX: Duration = Duration::from_secs(60);
 /// How long to wait at the end of a load while nothing that is outstanding arrives.
 const PATIENCE_S: u64 = 20;
 /// Bytes of a body: with them a message of the bare relay has 40.
@@ -42,53 +43,42 @@ const TMPFS_MAGIC: u64 = 0x0102_1994;
 /// # Errors
 /// A server does not come up, or a load never began.
 pub fn run(options: &cli::Share) -> Result<Rounds, RunError> {
-    let place = Place::new(options)?;
-    pin(options.generator_core).map_err(RunError::io("the generator's core"))?;
+    let place = Place::new(&options.place, &["chatring", "chatring-bare"])?;
+    pin(options.place.generator_core).map_err(RunError::io("the generator's core"))?;
     let mut rounds = Rounds {
         users: options.users,
         window: options.window,
-        duration_s: options.duration.as_secs_f64(),
+        duration_s: options.place.duration.as_secs_f64(),
         ..Rounds::default()
     };
-    for round in 1..=options.rounds {
+    for round in 1..=options.place.rounds {
         println!("round {round}");
         rounds.probes.push(place.probe()?);
         for who in [Bare, BareLog, Chatring] {
-            rounds.closed.push(place.measure(who, None)?);
+            rounds.closed.push(measure(options, &place, who, None)?);
         }
     }
     let rate = options.rate.or_else(|| options.half.then(|| rounds.half_rate()));
     let Some(rate) = rate else { return Ok(rounds) };
-    for round in 1..=options.rounds {
+    for round in 1..=options.place.rounds {
         println!("round {round} at {rate}/s");
         rounds.open_probes.push(place.probe()?);
         for who in [Bare, BareLog, Chatring] {
-            rounds.open.push(place.measure(who, Some(rate))?);
+            rounds.open.push(measure(options, &place, who, Some(rate))?);
         }
     }
     Ok(rounds)
 }
 
-/// Where the servers are and live.
-struct Place<'a> {
-    options: &'a cli::Share,
-    chatring: PathBuf,
-    bare: PathBuf,
+/// Where servers are and live.
+pub(super) struct Place<'a> {
+    options: &'a cli::Place,
     folder: PathBuf,
 }
 
 impl Place<'_> {
-    fn new(options: &cli::Share) -> Result<Place<'_>, RunError> {
-        let own = std::env::current_exe().map_err(RunError::io("our own place"))?;
-        let path = |given: &Option<PathBuf>, name| match given {
-            Some(path) => path.clone(),
-            None => own.with_file_name(name),
-        };
-        let chatring = path(&options.chatring, "chatring");
-        let bare = path(&options.bare, "chatring-bare");
-        for program in [&chatring, &bare] {
-            std::fs::metadata(program).map_err(RunError::io(program.display().to_string()))?;
-        }
+    /// A folder for the time being. These programs are needed.
+    pub fn new<'a>(options: &'a cli::Place, programs: &[&str]) -> Result<Place<'a>, RunError> {
         let what = options.dir.display().to_string();
         let kind = rustix::fs::statfs(&options.dir);
         let kind = kind.map_err(|error| RunError::io(what.clone())(error.into()))?;
@@ -97,8 +87,29 @@ impl Place<'_> {
             return Err(RunError::Io { what, error });
         }
         let folder = options.dir.join(format!("chatring-share-{}", std::process::id()));
-        std::fs::create_dir(&folder).map_err(RunError::io(folder.display().to_string()))?;
-        Ok(Place { options, chatring, bare, folder })
+        let place = Place { options, folder };
+        for program in programs {
+            let path = place.program(program)?;
+            std::fs::metadata(&path).map_err(RunError::io(path.display().to_string()))?;
+        }
+        let folder = &place.folder;
+        std::fs::create_dir(folder).map_err(RunError::io(folder.display().to_string()))?;
+        Ok(place)
+    }
+
+    /// As it was asked for, or beside this program.
+    fn program(&self, name: &str) -> Result<PathBuf, RunError> {
+        let given = match name {
+            "chatring" => &self.options.chatring,
+            _ => &self.options.bare,
+        };
+        match given {
+            Some(path) => Ok(path.clone()),
+            None => {
+                let own = std::env::current_exe().map_err(RunError::io("our own place"))?;
+                Ok(own.with_file_name(name))
+            }
+        }
     }
 
     fn probe(&self) -> Result<Probe, RunError> {
@@ -108,116 +119,16 @@ impl Place<'_> {
         Ok(probe)
     }
 
-    /// One load on a fresh server.
-    fn measure(&self, who: Who, rate: Option<u32>) -> Result<Measured, RunError> {
+    /// Does something with a fresh folder for a server.
+    pub fn within_home<T>(
+        &self,
+        work: impl FnOnce(&Path) -> Result<T, RunError>,
+    ) -> Result<T, RunError> {
         let home = self.folder.join("server");
         std::fs::create_dir(&home).map_err(RunError::io(home.display().to_string()))?;
-        let measured = match who {
-            Bare => self.relay(who, rate, &[]),
-            BareLog => {
-                let log = home.join("log").into_os_string();
-                let mib = self.options.log_mib.to_string();
-                self.relay(who, rate, &["--log".into(), log, "--log-mib".into(), mib.into()])
-            }
-            Chatring => self.node(rate, &home),
-        };
+        let outcome = work(&home);
         std::fs::remove_dir_all(&home).map_err(RunError::io(home.display().to_string()))?;
-        let measured = measured.inspect_err(|_| self.show_log())?;
-        println!("  {measured}");
-        Ok(measured)
-    }
-
-    fn relay(
-        &self,
-        who: Who,
-        rate: Option<u32>,
-        arguments: &[OsString],
-    ) -> Result<Measured, RunError> {
-        let mut server = self.start(&self.bare, arguments)?;
-        let line = server.first_line(COME_UP_MAX).map_err(RunError::io("the bare relay"))?;
-        let address = line.trim_end().strip_prefix("listening on ");
-        let address = address.and_then(|address| address.parse::<SocketAddr>().ok());
-        let relay = address.ok_or_else(|| RunError::Node(format!("no relay: {line}")))?;
-        let load = cli::Bare {
-            relay,
-            users: self.options.users,
-            rate,
-            window: rate.is_none().then_some(self.options.window),
-            duration: self.options.duration,
-            warmup: self.options.warmup,
-            seed: 1,
-            json: None,
-        };
-        let watch = Watch::new(&server, self.options.server_core);
-        let relayed = bare::run(&load, &|moment| watch.look(moment))?;
-        let (used, busy) = watch.used()?;
-        server.end();
-        whole(relayed.cut_short.as_deref())?;
-        let is_good = relayed.is_good();
-        let fault = format!("{} faults", relayed.faults);
-        let measured = Measured {
-            who,
-            offered_per_s: rate,
-            acked_per_s: relayed.acked_per_s,
-            server_us: 0.0,
-            server_us_by_thread: Default::default(),
-            ack: relayed.ack,
-            deliver: relayed.deliver,
-            generator_percent: relayed.loadgen_cpu_percent,
-            others_percent: 0.0,
-            fault: (!is_good).then_some(fault),
-        };
-        Ok(measured.with_cpu(&used, busy, self.options.duration.as_secs_f64()))
-    }
-
-    fn node(&self, rate: Option<u32>, home: &Path) -> Result<Measured, RunError> {
-        let ready = home.join("ready.json");
-        let fixed = ["serve", "--shards", "1", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"];
-        let mut arguments: Vec<OsString> = fixed.iter().map(OsString::from).collect();
-        arguments.extend(["--data".into(), home.join("data").into()]);
-        arguments.extend(["--ready-file".into(), ready.clone().into()]);
-        arguments.extend(self.options.serve.iter().map(OsString::from));
-        let mut server = self.start(&self.chatring, &arguments)?;
-        server.file(&ready, COME_UP_MAX).map_err(RunError::io("chatring serve"))?;
-        let load = self.direct(&ready, rate);
-        let watch = Watch::new(&server, self.options.server_core);
-        let (report, notes) = direct::run_observed(&load, &|moment| watch.look(moment))?;
-        let (used, busy) = watch.used()?;
-        server.end();
-        whole(report.setup.cut_short.as_deref())?;
-        let fault = notes.first().cloned();
-        let measured = Measured {
-            who: Chatring,
-            offered_per_s: rate,
-            acked_per_s: report.acked_per_s,
-            server_us: 0.0,
-            server_us_by_thread: Default::default(),
-            ack: report.ack,
-            deliver: report.deliver,
-            generator_percent: report.loadgen_cpu_percent,
-            others_percent: 0.0,
-            fault: (!report.is_good()).then(|| fault.unwrap_or_default()),
-        };
-        Ok(measured.with_cpu(&used, busy, self.options.duration.as_secs_f64()))
-    }
-
-    /// What `direct` is asked for: a command line, so that its other options have their defaults.
-    fn direct(&self, ready: &Path, rate: Option<u32>) -> cli::Direct {
-        let cli::Share { users, window, duration, warmup, .. } = self.options;
-        let load = match rate {
-            Some(rate) => format!("--rate {rate}"),
-            None => format!("--window {window}"),
-        };
-        let (duration, warmup) = (duration.as_millis(), warmup.as_millis());
-        let words = format!(
-            "chatring-loadgen direct --users {users} {load} --duration {duration}ms \
-             --warmup {warmup}ms --body {BODY_BYTES} --patience {PATIENCE_S}s --node"
-        );
-        let words = words.split(' ').map(OsString::from).chain([ready.into()]);
-        match cli::Cli::parse_from(words).command {
-            cli::Command::Direct(direct) => direct,
-            _ => unreachable!("it is direct"),
-        }
+        outcome.inspect_err(|_| self.show_log())
     }
 
     /// What the last server said.
@@ -232,10 +143,24 @@ impl Place<'_> {
         last.iter().for_each(|line| eprintln!("{line}"));
     }
 
-    fn start(&self, program: &Path, arguments: &[OsString]) -> Result<Server, RunError> {
-        let core = self.options.server_core;
-        let server = Server::start(program, arguments, core, &self.log());
+    /// Starts a program on the servers' core.
+    pub fn start(&self, program: &str, arguments: &[OsString]) -> Result<Server, RunError> {
+        let (core, program) = (self.options.server_core, self.program(program)?);
+        let server = Server::start(&program, arguments, core, &self.log());
         server.map_err(RunError::io(program.display().to_string()))
+    }
+
+    /// Starts a node with one shard; gives its ready file, too.
+    pub fn start_node(&self, home: &Path) -> Result<(Server, PathBuf), RunError> {
+        let ready = home.join("ready.json");
+        let fixed = ["serve", "--shards", "1", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"];
+        let mut arguments: Vec<OsString> = fixed.iter().map(OsString::from).collect();
+        arguments.extend(["--data".into(), home.join("data").into()]);
+        arguments.extend(["--ready-file".into(), ready.clone().into()]);
+        arguments.extend(self.options.serve.iter().map(OsString::from));
+        let mut server = self.start("chatring", &arguments)?;
+        server.file(&ready, COME_UP_MAX).map_err(RunError::io("chatring serve"))?;
+        Ok((server, ready))
     }
 }
 
@@ -247,8 +172,121 @@ impl Drop for Place<'_> {
     }
 }
 
+/// One load on a fresh server.
+fn measure(
+    options: &cli::Share,
+    place: &Place<'_>,
+    who: Who,
+    rate: Option<u32>,
+) -> Result<Measured, RunError> {
+    let measured = place.within_home(|home| match who {
+        BareLog => {
+            let log = home.join("log").into_os_string();
+            let mib = options.log_mib.to_string();
+            let log = ["--log".into(), log, "--log-mib".into(), mib.into()];
+            relay(options, place, who, rate, &log)
+        }
+        Chatring => node(options, place, rate, home),
+        _ => relay(options, place, who, rate, &[]),
+    })?;
+    println!("  {measured}");
+    Ok(measured)
+}
+
+fn relay(
+    options: &cli::Share,
+    place: &Place<'_>,
+    who: Who,
+    rate: Option<u32>,
+    arguments: &[OsString],
+) -> Result<Measured, RunError> {
+    let mut server = place.start("chatring-bare", arguments)?;
+    let line = server.first_line(COME_UP_MAX).map_err(RunError::io("the bare relay"))?;
+    let address = line.trim_end().strip_prefix("listening on ");
+    let address = address.and_then(|address| address.parse::<SocketAddr>().ok());
+    let relay = address.ok_or_else(|| RunError::Node(format!("no relay: {line}")))?;
+    let load = cli::Bare {
+        relay,
+        users: options.users,
+        rate,
+        window: rate.is_none().then_some(options.window),
+        duration: options.place.duration,
+        warmup: options.place.warmup,
+        seed: 1,
+        json: None,
+    };
+    let watch = Watch::new(&server, options.place.server_core);
+    let relayed = bare::run(&load, &|moment| watch.look(moment))?;
+    let (used, busy) = watch.used()?;
+    server.end();
+    whole(relayed.cut_short.as_deref())?;
+    let is_good = relayed.is_good();
+    let fault = format!("{} faults", relayed.faults);
+    let measured = Measured {
+        who,
+        offered_per_s: rate,
+        acked_per_s: relayed.acked_per_s,
+        server_us: 0.0,
+        server_us_by_thread: Default::default(),
+        ack: relayed.ack,
+        deliver: relayed.deliver,
+        generator_percent: relayed.loadgen_cpu_percent,
+        others_percent: 0.0,
+        fault: (!is_good).then_some(fault),
+    };
+    Ok(measured.with_cpu(&used, busy, options.place.duration.as_secs_f64()))
+}
+
+fn node(
+    options: &cli::Share,
+    place: &Place<'_>,
+    rate: Option<u32>,
+    home: &Path,
+) -> Result<Measured, RunError> {
+    let (server, ready) = place.start_node(home)?;
+    let load = direct(options, &ready, rate);
+    let watch = Watch::new(&server, options.place.server_core);
+    let (report, notes) = direct::run_observed(&load, &|moment| watch.look(moment))?;
+    let (used, busy) = watch.used()?;
+    server.end();
+    whole(report.setup.cut_short.as_deref())?;
+    let fault = notes.first().cloned();
+    let measured = Measured {
+        who: Chatring,
+        offered_per_s: rate,
+        acked_per_s: report.acked_per_s,
+        server_us: 0.0,
+        server_us_by_thread: Default::default(),
+        ack: report.ack,
+        deliver: report.deliver,
+        generator_percent: report.loadgen_cpu_percent,
+        others_percent: 0.0,
+        fault: (!report.is_good()).then(|| fault.unwrap_or_default()),
+    };
+    Ok(measured.with_cpu(&used, busy, options.place.duration.as_secs_f64()))
+}
+
+/// What `direct` is asked for: a command line, so that its other options have their defaults.
+fn direct(options: &cli::Share, ready: &Path, rate: Option<u32>) -> cli::Direct {
+    let cli::Share { users, window, place: cli::Place { duration, warmup, .. }, .. } = options;
+    let load = match rate {
+        Some(rate) => format!("--rate {rate}"),
+        None => format!("--window {window}"),
+    };
+    let (duration, warmup) = (duration.as_millis(), warmup.as_millis());
+    let words = format!(
+        "chatring-loadgen direct --users {users} {load} --duration {duration}ms \
+         --warmup {warmup}ms --body {BODY_BYTES} --patience {PATIENCE_S}s --node"
+    );
+    let words = words.split(' ').map(OsString::from).chain([ready.into()]);
+    match cli::Cli::parse_from(words).command {
+        cli::Command::Direct(direct) => direct,
+        _ => unreachable!("it is direct"),
+    }
+}
+
 /// A load that was stopped ends all: a signal is meant for the command, not for a load.
-fn whole(cut_short: Option<&str>) -> Result<(), RunError> {
+pub(super) fn whole(cut_short: Option<&str>) -> Result<(), RunError> {
     match cut_short {
         Some(reason) => Err(RunError::Node(format!("a load was cut short: {reason}"))),
         None => Ok(()),
@@ -256,7 +294,7 @@ fn whole(cut_short: Option<&str>) -> Result<(), RunError> {
 }
 
 /// What a server's threads and its core had done when the measured time began and ended.
-struct Watch<'a> {
+pub(super) struct Watch<'a> {
     server: &'a Server,
     core: usize,
     looks: Mutex<[Option<Look>; 2]>,
@@ -266,18 +304,20 @@ struct Watch<'a> {
 type Look = std::io::Result<(CpuTimes, Duration)>;
 
 impl<'a> Watch<'a> {
-    fn new(server: &'a Server, core: usize) -> Watch<'a> {
+    /// Nothing was seen yet.
+    pub fn new(server: &'a Server, core: usize) -> Watch<'a> {
         Watch { server, core, looks: Mutex::default() }
     }
 
-    fn look(&self, moment: Moment) {
+    /// Looks.
+    pub fn look(&self, moment: Moment) {
         let look = self.server.cpu().and_then(|times| Ok((times, core_busy(self.core)?)));
         let mut looks = self.looks.lock().expect("a look does not panic");
         looks[usize::from(moment == Moment::End)] = Some(look);
     }
 
     /// The difference of the two.
-    fn used(self) -> Result<(CpuTimes, Duration), RunError> {
+    pub fn used(self) -> Result<(CpuTimes, Duration), RunError> {
         match self.looks.into_inner().expect("a look does not panic") {
             [Some(Ok((times, busy))), Some(Ok((times_end, busy_end)))] => {
                 Ok((times_end.since(&times), busy_end.saturating_sub(busy)))

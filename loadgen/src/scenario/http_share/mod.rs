@@ -1,0 +1,165 @@
+//! `http-share`: which share of a bare HTTP handler the node's durable sends reach, in one command.
+//!
+//! ```text
+//!  each round:  bare axum handler ─▶ chatring serve      the same requests, one in flight each
+//!               (every server fresh, on its core; the generator on another one, in this process)
+//! ```
+
+mod posts;
+
+use std::fmt;
+use std::net::SocketAddr;
+
+use chatring_client::token::TokenKey;
+use serde::Serialize;
+
+use self::posts::Target;
+use super::share::{COME_UP_MAX, Measured, Middle, Place, Watch, Who};
+use super::{RunError, share};
+use crate::cli;
+use crate::process::pin;
+use crate::ready::Ready;
+
+/// Share of the bare handler's rate that the node is to reach at least, in percent.
+const RATE_PERCENT_MIN: f64 = 35.0;
+
+/// All that was measured, in its order.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Rounds {
+    /// Connections, each with one request in flight.
+    pub users: u32,
+    /// Measured time of each load.
+    pub duration_s: f64,
+    /// Each round has one of each.
+    pub measured: Vec<Measured>,
+}
+
+/// What the rounds come to.
+#[derive(Clone, Debug, Serialize)]
+pub struct Verdict {
+    /// Rate of the node as a share of the bare handler's in the same round, percent.
+    pub rate_percent: Middle,
+    /// CPU per request of the bare handler as a share of the node's in the same round, percent.
+    pub cpu_percent: Middle,
+    /// Whether the bar is kept by the median.
+    pub kept: bool,
+}
+
+/// Runs it; says on standard output how each load went.
+///
+/// # Errors
+/// A server does not come up, or a load never began.
+pub fn run(options: &cli::HttpShare) -> Result<Rounds, RunError> {
+    let place = Place::new(&options.place, &["chatring", "chatring-bare-http"])?;
+    pin(options.place.generator_core).map_err(RunError::io("the generator's core"))?;
+    let (users, duration_s) = (options.users, options.place.duration.as_secs_f64());
+    let mut rounds = Rounds { users, duration_s, measured: Vec::new() };
+    for round in 1..=options.place.rounds {
+        println!("round {round}");
+        for who in [Who::BareHttp, Who::Chatring] {
+            let measured = place.within_home(|home| match who {
+                Who::Chatring => node(options, &place, home),
+                _ => bare(options, &place),
+            })?;
+            println!("  {measured}");
+            rounds.measured.push(measured);
+        }
+    }
+    Ok(rounds)
+}
+
+fn bare(options: &cli::HttpShare, place: &Place<'_>) -> Result<Measured, RunError> {
+    let mut server = place.start("chatring-bare-http", &[])?;
+    let line = server.first_line(COME_UP_MAX).map_err(RunError::io("the bare handler"))?;
+    let address = line.trim_end().strip_prefix("listening on ");
+    let address = address.and_then(|address| address.parse::<SocketAddr>().ok());
+    let address = address.ok_or_else(|| RunError::Node(format!("no handler: {line}")))?;
+    let watch = Watch::new(&server, options.place.server_core);
+    // Nobody looks at its tokens, but they take their bytes.
+    let (key, _) = TokenKey::generate().map_err(|error| RunError::Node(error.to_string()))?;
+    let target = Target { address, key: &key, keeps: false };
+    let posted = posts::run(options, &target, &|moment| watch.look(moment))?;
+    finish(Who::BareHttp, options, posted, watch)
+}
+
+fn node(
+    options: &cli::HttpShare,
+    place: &Place<'_>,
+    home: &std::path::Path,
+) -> Result<Measured, RunError> {
+    let (server, ready) = place.start_node(home)?;
+    let ready = Ready::read(&ready)?;
+    let address = ready.http.strip_prefix("http://").and_then(|address| address.parse().ok());
+    let address = address.ok_or_else(|| RunError::Node("the node tells no address".to_owned()))?;
+    let key = ready.token_key()?;
+    let watch = Watch::new(&server, options.place.server_core);
+    let target = Target { address, key: &key, keeps: true };
+    let posted = posts::run(options, &target, &|moment| watch.look(moment))?;
+    finish(Who::Chatring, options, posted, watch)
+}
+
+fn finish(
+    who: Who,
+    options: &cli::HttpShare,
+    posted: posts::Posted,
+    watch: Watch<'_>,
+) -> Result<Measured, RunError> {
+    let duration_s = options.place.duration.as_secs_f64();
+    let (used, busy) = watch.used()?;
+    share::whole(posted.cut_short.as_deref())?;
+    let measured = Measured {
+        who,
+        offered_per_s: None,
+        acked_per_s: posted.acked as f64 / duration_s,
+        server_us: 0.0,
+        server_us_by_thread: Default::default(),
+        ack: posted.ack.percentiles(),
+        deliver: Default::default(),
+        generator_percent: posted.cpu_percent,
+        others_percent: 0.0,
+        fault: posted.fault,
+    };
+    Ok(measured.with_cpu(&used, busy, duration_s))
+}
+
+impl Rounds {
+    /// Whether every request of every load was answered as it should.
+    pub fn is_good(&self) -> bool {
+        self.measured.iter().all(|measured| measured.fault.is_none())
+    }
+
+    /// What they come to.
+    pub fn verdict(&self) -> Verdict {
+        let ratio = |what: fn(&Measured, &Measured) -> f64| {
+            let pairs = self.of(Who::Chatring).zip(self.of(Who::BareHttp));
+            Middle::of(pairs.map(|(node, bare)| what(node, bare)))
+        };
+        let rate_percent = ratio(|node, bare| 100.0 * node.acked_per_s / bare.acked_per_s);
+        let cpu_percent = ratio(|node, bare| 100.0 * bare.server_us / node.server_us);
+        let kept = rate_percent.median >= RATE_PERCENT_MIN;
+        Verdict { rate_percent, cpu_percent, kept }
+    }
+
+    fn of(&self, who: Who) -> impl Iterator<Item = &Measured> {
+        self.measured.iter().filter(move |measured| measured.who == who)
+    }
+}
+
+/// The summary, after the lines of the rounds.
+impl fmt::Display for Rounds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let rounds = self.of(Who::Chatring).count();
+        writeln!(f, "medians of {rounds} rounds (lowest–highest), {} connections", self.users)?;
+        for who in [Who::BareHttp, Who::Chatring] {
+            let middle = |what: fn(&Measured) -> f64| Middle::of(self.of(who).map(what));
+            write!(f, "  {} {:.0}/s", share::name(who), middle(|m| m.acked_per_s))?;
+            write!(f, ", {:.1} µs of CPU a request", middle(|m| m.server_us))?;
+            write!(f, ", answer p50 {:.0}", middle(|m| m.ack.p50))?;
+            writeln!(f, ", p99 {:.0} µs", middle(|m| m.ack.p99))?;
+        }
+        let Verdict { rate_percent, cpu_percent, kept } = self.verdict();
+        writeln!(f, "of bare HTTP   {rate_percent:.0} % of the rate, {cpu_percent:.0} % by CPU")?;
+        let word = if kept { "kept" } else { "MISSED" };
+        writeln!(f, "bar    rate, at least {RATE_PERCENT_MIN} % of bare HTTP: {word}")
+    }
+}
