@@ -18,6 +18,7 @@ mod http_auth;
 mod http_chat;
 mod http_enforce;
 mod http_hostile;
+mod http_jwks;
 mod http_matrix;
 mod http_port;
 mod http_transports;

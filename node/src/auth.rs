@@ -9,9 +9,11 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use chatring_client::tls::{RootsError, client_config};
 use chatring_client::token::{
     KEY_FILE_BYTES_MAX, OWN_ISSUER, TOKEN_KEY_FILE, TokenKey, TokenKeyError,
 };
@@ -24,9 +26,13 @@ use serde::de::IgnoredAny;
 use serde_json::{Number, Value};
 use thiserror::Error;
 
+use self::jwks::Said;
+pub use self::jwks::{JWKS_BYTES_MAX, JWKS_PAUSE_S, JwksError, KeySet, Source};
 pub use self::revoked::{Family, Revocations};
-use crate::config::{Auth, IssuerKey, KeyAlgorithm};
+use crate::config::{self, Auth, IssuerKey, KeyAlgorithm};
+use crate::metrics::{Metric, MetricValue};
 
+mod jwks;
 mod revoked;
 
 /// Shortest secret for `HS256` (RFC 7518, 3.2: at least as long as the hash).
@@ -83,6 +89,17 @@ pub enum AuthError {
         /// Why.
         reason: String,
     },
+    /// A configured issuer's key set.
+    #[error("auth.issuers: jwks {place}: {error}")]
+    Jwks {
+        /// Where it is.
+        place: String,
+        /// Why.
+        error: JwksError,
+    },
+    /// Whom to trust at the URLs of key sets.
+    #[error("auth.ca: {0}")]
+    Roots(#[from] RootsError),
 }
 
 impl Verifier {
@@ -96,16 +113,44 @@ impl Verifier {
                 algorithm: Algorithm::EdDSA,
                 key: DecodingKey::from_ed_der(own.public_key()),
             };
-            let issuer = Issuer { identity: String::new(), audience: None, keys: vec![key] };
+            let issuer =
+                Issuer { identity: String::new(), audience: None, keys: vec![key], set: None };
             issuers.insert(OWN_ISSUER.to_owned(), issuer);
         }
         for issuer in &auth.issuers {
             let keys = issuer.keys.iter().map(read_issuer_key).collect::<Result<_, _>>()?;
-            let known =
-                Issuer { identity: issuer.name.clone(), audience: issuer.audience.clone(), keys };
+            let set = match &issuer.jwks {
+                Some(source) => Some(Arc::new(key_set(issuer, source, auth)?)),
+                None => None,
+            };
+            let (identity, audience) = (issuer.name.clone(), issuer.audience.clone());
+            let known = Issuer { identity, audience, keys, set };
             issuers.insert(issuer.name.clone(), known);
         }
         Ok(Verifier { leeway_s: auth.leeway.as_s(), issuers, revocations: Arc::default() })
+    }
+
+    /// The key sets that somebody is to keep up to date.
+    pub fn key_sets(&self) -> impl Iterator<Item = &Arc<KeySet>> {
+        self.issuers.values().filter_map(|issuer| issuer.set.as_ref())
+    }
+
+    /// What a scraper is told.
+    pub fn metrics(&self) -> Vec<Metric> {
+        let mut sums = [0; 3];
+        for set in self.key_sets() {
+            let (keys, fetches, failures) = set.figures();
+            sums = [sums[0] + keys, sums[1] + fetches, sums[2] + failures];
+        }
+        let [keys, fetches, failures] = sums;
+        let metric = |name: &str, help: &str, value| {
+            Metric::new(&format!("chatring_auth_{name}"), help, value)
+        };
+        vec![
+            metric("jwks_keys", "keys of issuers' key sets", MetricValue::Gauge(keys)),
+            metric("jwks_fetches", "fetches of key sets", MetricValue::Counter(fetches)),
+            metric("jwks_failures", "fetches that brought nothing", MetricValue::Counter(failures)),
+        ]
     }
 
     /// The log-ins whose tokens are refused, to be filled by who ends them.
@@ -156,7 +201,11 @@ impl TokenVerifier for Verifier {
         let parsed = Parsed::new(token).ok_or(ErrorCode::InvalidToken)?;
         let issuer = self.issuers.get(&parsed.claims.iss).ok_or(ErrorCode::InvalidToken)?;
         if !issuer.has_signed(&parsed) {
-            return Err(ErrorCode::InvalidToken);
+            match issuer.set.as_ref().map(|set| set.says(&parsed, unix_s)) {
+                Some(Said::Good) => {}
+                Some(Said::NotYet) => return Err(ErrorCode::Unavailable),
+                Some(Said::Bad) | None => return Err(ErrorCode::InvalidToken),
+            }
         }
         let verified = match self.verified(issuer, parsed.claims, unix_s) {
             Some(Timed::Good(verified)) => verified,
@@ -221,6 +270,7 @@ struct Issuer {
     identity: String,
     audience: Option<String>,
     keys: Vec<Key>,
+    set: Option<Arc<KeySet>>,
 }
 
 struct Key {
@@ -336,6 +386,37 @@ fn seconds(number: &Number) -> Option<u64> {
         let float = number.as_f64()?;
         (0.0..=9e15).contains(&float).then_some(float as u64)
     })
+}
+
+/// The set of an issuer; one in a file is read at once.
+fn key_set(issuer: &config::Issuer, named: &str, auth: &Auth) -> Result<KeySet, AuthError> {
+    let source = match named.contains("://") {
+        true => {
+            let ca = Some(&*auth.ca).filter(|ca| !ca.as_os_str().is_empty());
+            // Roots are read only where they are needed.
+            match named.starts_with("https://") {
+                true => Source::Url(named.to_owned(), client_config(ca, &[b"http/1.1"])?),
+                false => Source::Plain(named.to_owned()),
+            }
+        }
+        false => Source::File(PathBuf::from(named)),
+    };
+    let refresh = Duration::from_millis(auth.jwks_refresh.as_ms());
+    let set = KeySet::new(&issuer.name, source, &issuer.algorithms, refresh);
+    if let Source::File(path) = set.source() {
+        let taken = set.take(read_jwks(path), 0);
+        taken.map_err(|error| AuthError::Jwks { place: named.to_owned(), error })?;
+    }
+    Ok(set)
+}
+
+/// Reads a key set from a file.
+pub(crate) fn read_jwks(path: &Path) -> Result<Vec<u8>, JwksError> {
+    let error = |error: io::Error| JwksError::Fetch(error.to_string());
+    if std::fs::metadata(path).map_err(error)?.len() > JWKS_BYTES_MAX as u64 {
+        return Err(JwksError::TooLarge);
+    }
+    std::fs::read(path).map_err(error)
 }
 
 fn read_issuer_key(key: &IssuerKey) -> Result<Key, AuthError> {

@@ -192,6 +192,7 @@ pub fn run<C: Clients>(
     api.set_scrape(Box::new(move || {
         let mut metrics = of_process(started);
         metrics.extend(scraped.metrics());
+        metrics.extend(scraped.verifier().metrics());
         metrics.extend(tls.iter().flat_map(|tls| tls.metrics()));
         metrics
     }));

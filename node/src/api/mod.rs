@@ -13,6 +13,7 @@ mod docs;
 mod endpoints;
 mod exports;
 mod extract;
+mod jwks;
 pub mod limits;
 mod metrics;
 mod operator;
@@ -218,6 +219,9 @@ impl Api {
         let _ = self.state.ws_url.set(ws_url);
         if let Some(calls) = calls {
             let _ = self.state.chat.set(Chat::new(calls));
+        }
+        for set in verifier.key_sets() {
+            self.runtime.spawn(jwks::keep(Arc::clone(set)));
         }
         let _ = self.state.tokens.set(Tokens::new(verifier));
     }

@@ -16,7 +16,8 @@ fn bytes(name: &str) -> Vec<u8> {
 }
 
 fn issuer(name: &str, keys: Vec<IssuerKey>) -> IssuerConfig {
-    IssuerConfig { name: name.to_owned(), audience: None, keys }
+    let algorithms = crate::config::public_algorithms();
+    IssuerConfig { name: name.to_owned(), audience: None, jwks: None, algorithms, keys }
 }
 
 fn key(algorithm: KeyAlgorithm, id: Option<&str>, file: PathBuf) -> IssuerKey {
@@ -44,7 +45,7 @@ fn world() -> World {
         aimed,
     ];
     let (own, _) = TokenKey::generate().expect("random bytes");
-    let auth = Auth { leeway: Period::from_s(5), issuers };
+    let auth = Auth { leeway: Period::from_s(5), issuers, ..Auth::default() };
     let verifier = Verifier::new(&auth, Some(&own)).expect("good keys");
     World { own, verifier, _folder: folder }
 }
@@ -135,6 +136,7 @@ fn a_public_key_is_no_secret() {
     let auth = Auth {
         leeway: Period::from_s(5),
         issuers: vec![issuer("a", vec![key(KeyAlgorithm::HS256, None, data("rs256_public.pem"))])],
+        ..Auth::default()
     };
     let error = Verifier::new(&auth, None).expect_err("a public key as secret");
     assert!(error.to_string().contains("HS256 needs a secret"), "{error}");
@@ -255,7 +257,7 @@ fn unfit_key_files_are_refused() {
     ];
     for (algorithm, file, text) in cases {
         let issuers = vec![issuer("a", vec![key(algorithm, None, file)])];
-        let auth = Auth { leeway: Period::from_s(5), issuers };
+        let auth = Auth { leeway: Period::from_s(5), issuers, ..Auth::default() };
         let error = Verifier::new(&auth, None).expect_err(text).to_string();
         assert!(error.contains(text) && error.lines().count() == 1, "{error}");
     }

@@ -9,7 +9,7 @@ use chatring_wire::limits::{
 };
 use thiserror::Error;
 
-use super::Config;
+use super::{Config, KeyAlgorithm};
 use crate::rt::{Driver, SHARDS_MAX};
 
 /// Largest configuration file that is read.
@@ -180,6 +180,7 @@ impl Config {
             ("store.memtable_bytes", self.store.memtable_bytes, MIB, 1 << 36),
             ("store.reserve_bytes", self.store.reserve_bytes, 0, 1 << 50),
             ("auth.leeway (ms)", self.auth.leeway.as_ms(), 0, 300_000),
+            ("auth.jwks_refresh (ms)", self.auth.jwks_refresh.as_ms(), 5_000, 86_400_000),
             ("accounts.database_connections_max", a.database_connections_max.into(), 2, 1_000),
             ("accounts.access_ttl (s)", a.access_ttl.as_s(), 10, 86_400),
             ("accounts.refresh_ttl (s)", a.refresh_ttl.as_s(), 60, 10 * 365 * 86_400),
@@ -266,6 +267,24 @@ impl Config {
             if issuers[..n].iter().any(|other| other.name == *name) {
                 return invalid(format!("auth.issuers[{n}].name: {name:?} is there twice"));
             }
+            if let Some(jwks) = &issuer.jwks {
+                let is_url = jwks.starts_with("https://") || jwks.starts_with("http://");
+                if jwks.is_empty() || jwks.len() > URL_BYTES_MAX || jwks.contains("://") && !is_url
+                {
+                    return invalid(format!(
+                        "auth.issuers[{n}].jwks must be a file or begin with http:// or https://"
+                    ));
+                }
+                let is_secret = issuer.algorithms.contains(&KeyAlgorithm::HS256);
+                if issuer.algorithms.is_empty() || is_secret {
+                    return invalid(format!(
+                        "auth.issuers[{n}].algorithms must be some of RS256, ES256 and EdDSA"
+                    ));
+                }
+                if issuer.keys.is_empty() {
+                    continue;
+                }
+            }
             if issuer.keys.is_empty() || issuer.keys.len() > KEYS_PER_ISSUER_MAX {
                 return invalid(format!(
                     "auth.issuers[{n}].keys must have 1 to {KEYS_PER_ISSUER_MAX} entries"
@@ -295,7 +314,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::config::{Issuer, IssuerKey, KeyAlgorithm};
+    use crate::config::{Issuer, IssuerKey};
     use crate::gateway::GatewayLimits;
     use crate::store::embedded::EmbeddedConfig;
 
@@ -356,6 +375,12 @@ mod tests {
         assert!(message(&issuer("chatring")).contains("this deployment's"));
         assert!(message(&(issuer("a") + &issuer("a"))).contains("twice"));
         assert!(message("[[auth.issuers]]\nname = \"a\"\nkeys = []").contains("keys must have"));
+        let set = |more: &str| format!("[[auth.issuers]]\nname = \"a\"\n{more}");
+        assert!(parse(&set("jwks = 'https://id.example/keys'")).is_ok());
+        assert!(parse(&set("jwks = '/etc/keys.json'\nalgorithms = ['ES256']")).is_ok());
+        assert!(message(&set("jwks = 'ftp://id.example/'")).contains("auth.issuers[0].jwks"));
+        let secret = set("jwks = 'k'\nalgorithms = ['HS256']");
+        assert!(message(&secret).contains("auth.issuers[0].algorithms"));
         let none = issuer("a").replace("RS256", "none");
         assert!(message(&none).contains("auth.issuers[0].keys[0].algorithm: unknown variant"));
     }
@@ -429,6 +454,8 @@ mod tests {
         config.auth.issuers.push(Issuer {
             name: "name".to_owned(),
             audience: Some("audience".to_owned()),
+            jwks: Some("jwks".to_owned()),
+            algorithms: vec![KeyAlgorithm::RS256],
             keys: vec![IssuerKey {
                 id: Some("id".to_owned()),
                 algorithm: KeyAlgorithm::RS256,

@@ -8,5 +8,5 @@ pub use self::load::{ConfigError, Overrides};
 pub use self::period::{Period, PeriodError};
 pub use self::sections::{
     Accounts, Auth, Config, Issuer, IssuerKey, KeyAlgorithm, Limits, Log, LogFormat, LogLevel,
-    Server, SignUps, Store, Tls,
+    Server, SignUps, Store, Tls, public_algorithms,
 };

@@ -294,13 +294,23 @@ impl Default for Store {
 pub struct Auth {
     /// How far the clocks of issuers may be off.
     pub leeway: Period,
+    /// How often issuers' key sets are fetched, beside when a token has a key that is not known.
+    pub jwks_refresh: Period,
+    /// A PEM file with the certificates to trust at `https` URLs of key sets; empty for those that
+    /// the machine trusts.
+    pub ca: PathBuf,
     /// Issuers besides the deployment's own.
     pub issuers: Vec<Issuer>,
 }
 
 impl Default for Auth {
     fn default() -> Auth {
-        Auth { leeway: Period::from_s(5), issuers: Vec::new() }
+        Auth {
+            leeway: Period::from_s(5),
+            jwks_refresh: Period::from_s(10 * 60),
+            ca: PathBuf::new(),
+            issuers: Vec::new(),
+        }
     }
 }
 
@@ -313,8 +323,20 @@ pub struct Issuer {
     /// What the claim `aud` must hold; without it a token that has the claim is refused.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub audience: Option<String>,
+    /// A file or an `http` or `https` URL with its key set (JWKS).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub jwks: Option<String>,
+    /// What keys of the set may be used with; a key's own kind says with which of these.
+    #[serde(default = "public_algorithms")]
+    pub algorithms: Vec<KeyAlgorithm>,
     /// Its keys; several during a change of keys.
+    #[serde(default)]
     pub keys: Vec<IssuerKey>,
+}
+
+/// Those whose keys may be told to anybody.
+pub fn public_algorithms() -> Vec<KeyAlgorithm> {
+    vec![KeyAlgorithm::RS256, KeyAlgorithm::ES256, KeyAlgorithm::EdDSA]
 }
 
 /// A key of an issuer.
