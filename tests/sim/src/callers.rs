@@ -9,6 +9,7 @@ use chatring_wire::frame::{CacheAction, Hello};
 use chatring_wire::limits::FRAME_BYTES_MAX;
 use chatring_wire::{Cid, Cmid, ServerFrame};
 
+use crate::accounts::Accounts;
 use crate::check::Channels;
 use crate::node::{Node, Said};
 use crate::plan::Plan;
@@ -29,6 +30,8 @@ pub struct Callers {
     pub met: BTreeMap<&'static str, u64>,
     /// Channels opened, with both users, since this was last taken.
     pub opened: Vec<(Cid, usize, usize)>,
+    /// Answers to calls of the accounts.
+    pub to_accounts: Vec<(CallId, CallResult)>,
     dice: Prng,
     to_node: Vec<(u64, Asked)>,
     to_pollers: Vec<(u64, usize, CallId, CallResult)>,
@@ -57,6 +60,7 @@ impl Callers {
             acks: 0,
             met: BTreeMap::new(),
             opened: Vec::new(),
+            to_accounts: Vec::new(),
             dice,
             to_node: Vec::new(),
             to_pollers: Vec::new(),
@@ -142,6 +146,10 @@ impl Callers {
         channels: &Channels,
     ) -> Result<(), String> {
         while let Some((call, answer)) = node.poll_answer() {
+            if Accounts::made(call) {
+                self.to_accounts.push((call, answer));
+                continue;
+            }
             let Some((index, cmid)) = self.made_by.remove(&call) else {
                 return Err(format!(
                     "{call:?} was answered {answer:?}, the second time or unasked"

@@ -222,8 +222,10 @@ impl Device {
             return Err(format!("{} was told of {cmid:?}, which it never sent", self.name));
         };
         let send = &mut self.sends[*index];
+        // What was refused is sent again by a device that has forgotten the refusal.
         let again = send.outcome != Outcome::Open && !self.forgot;
-        if again || (send.outcome != Outcome::Open && send.outcome != outcome) {
+        let known = matches!(send.outcome, Outcome::Stored(_));
+        if again || (known && send.outcome != outcome) {
             return Err(format!(
                 "{} was told {outcome:?} of {} after {:?}",
                 self.name, send.body, send.outcome

@@ -12,12 +12,16 @@
 //! sync, wait for what is new, and send without a base, by calls. Now and then they go back to an
 //! older cursor, or take their cursor to a connection and go on by calls with what it gave.
 //!
+//! In half of the seeds users block one another, and lift that. No message of the two may be stored
+//! between the answer to a block and its end.
+//!
 //! Everything that may vary is drawn from the seed: sizes, faults, crashes, absences, clocks. A run
 //! ends with a quiet time without faults, after which every client must know everything that is
 //! stored, and everything that was acknowledged must be stored, once and in its device's order.
 
 #![forbid(unsafe_code)]
 
+mod accounts;
 mod callers;
 mod check;
 mod device;

@@ -407,6 +407,15 @@ impl Poller {
             Ok(ErrorCode::Busy | ErrorCode::Unavailable) => Ok("call: busy"),
             Ok(ErrorCode::Draining | ErrorCode::Internal) => Ok("call: not now"),
             Ok(ErrorCode::UnknownUser) if matches!(what, What::Open(_)) => Ok("call: unknown user"),
+            Ok(ErrorCode::Blocked) => match what {
+                What::Send(index) => {
+                    self.sends[index].outcome = Outcome::Refused;
+                    self.sending.retain(|send| send.index != index);
+                    Ok("call: blocked")
+                }
+                What::Typing => Ok("call: typing blocked"),
+                _ => Err(format!("{} was refused as blocked", self.name)),
+            },
             code => Err(format!("{} was refused: {code:?}", self.name)),
         }
     }

@@ -15,6 +15,7 @@ use chatring_wire::{
     Cid, ClientCodec, ClientFrame, Outgoing, Seq, ServerCodec, ServerFrame, Subprotocol, Uid,
 };
 
+use crate::accounts::Accounts;
 use crate::callers::Callers;
 use crate::check::{self, Channels, Violation};
 use crate::device::{Device, Outcome};
@@ -62,6 +63,7 @@ struct World {
     node: Node,
     devices: Vec<Device>,
     callers: Callers,
+    accounts: Accounts,
     links: BTreeMap<usize, Link>,
     gone: Vec<(u64, SessionId)>,
     next_session: u64,
@@ -113,6 +115,7 @@ impl World {
         World {
             node: Node::new(&plan),
             callers: Callers::new(&plan),
+            accounts: Accounts::new(&plan),
             crash_ms: (plan.crash_ms > 0).then(|| 500 + dice.below(plan.crash_ms * 2)),
             clock_ms: (plan.clock_ms > 0).then(|| dice.below(plan.clock_ms * 2)),
             plan,
@@ -155,6 +158,7 @@ impl World {
                 return Err(format!("it does not settle: {}", self.unsettled()));
             }
         }
+        self.accounts.held(&self.node.store, &self.channels, &self.uids)?;
         let pollers = &self.callers.pollers;
         check::everything(&self.node.store, &self.channels, &self.devices, pollers)
     }
@@ -178,6 +182,7 @@ impl World {
         }
         self.deliver_to_server()?;
         self.callers.act(self.now_ms, self.quiet, &self.plan, &mut self.node);
+        self.accounts.act(self.now_ms, self.quiet, self.plan.users, &mut self.node);
         self.node.work(self.now(), &mut self.dice);
         self.store_works();
         self.node.work(self.now(), &mut self.dice);
@@ -194,6 +199,7 @@ impl World {
         let mut at = |ms: Option<u64>| next = next.min(ms.unwrap_or(u64::MAX));
         at(self.node.deadline_ms());
         at(self.callers.next_ms(self.quiet));
+        at(self.accounts.next_ms(self.quiet));
         at(self.publish_ms);
         at(self.start_ms);
         if !self.quiet {
@@ -283,6 +289,7 @@ impl World {
         self.gone.clear();
         self.note("crash");
         self.callers.node_died(self.now_ms);
+        self.accounts.node_died();
         // Some clients notice at once, some only when nothing answers any more.
         for link in self.links.values_mut() {
             link.to_server.clear();
@@ -536,6 +543,9 @@ impl World {
     fn deliver_to_pollers(&mut self) -> Result<(), String> {
         let (now_ms, plan, channels) = (self.now_ms, &self.plan, &self.channels);
         self.callers.hear(now_ms, self.quiet, plan, &mut self.node, channels)?;
+        for (call, answer) in self.callers.to_accounts.drain(..) {
+            self.accounts.answered(now_ms, call, &answer, &self.node);
+        }
         self.opened.append(&mut self.callers.opened);
         Ok(())
     }
@@ -648,6 +658,7 @@ impl World {
     fn is_settled(&self) -> bool {
         self.node.is_up()
             && self.callers.are_settled()
+            && self.accounts.are_settled()
             && self.devices.iter().all(|device| {
                 device.session.is_synced()
                     && device.session.outbox_len() == 0
@@ -675,6 +686,7 @@ impl World {
             .filter(|(_, count)| *count > 0)
             .collect();
         let mut met = self.met.clone();
+        met.extend(self.accounts.met.iter().map(|(what, count)| ((*what).to_owned(), *count)));
         met.extend(self.callers.met.iter().map(|(what, count)| ((*what).to_owned(), *count)));
         let acks = self.acks + self.callers.acks;
         Report { acks, faults, virtual_ms: self.now_ms, met }
