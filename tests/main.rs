@@ -19,6 +19,7 @@ mod http_chat;
 mod http_enforce;
 mod http_hostile;
 mod http_jwks;
+mod http_links;
 mod http_matrix;
 mod http_port;
 mod http_transports;

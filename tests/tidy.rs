@@ -11,17 +11,8 @@ const COLUMNS_MAX: usize = 100;
 const BORDERS: &[(&str, &[&str])] = &[
     ("glommio", &["node/src/rt/"]),
     ("io_uring", &["node/src/rt/", BARE_RING]),
-    (
-        "tokio",
-        &[
-            "node/src/api/",
-            "node/src/cli/chat.rs",
-            "client/src/",
-            "loadgen/src/",
-            "tests/",
-            BARE_HTTP,
-        ],
-    ),
+    ("tokio", TOKIO),
+    ("rkyv", &["wire/src/link/"]),
     ("axum", &["node/src/api/", BARE_HTTP]),
     ("sqlx", &["node/src/api/accounts/", "tests/http_enforce.rs"]),
     ("hyper", &["node/src/api/"]),
@@ -30,6 +21,17 @@ const BORDERS: &[(&str, &[&str])] = &[
     ("unsafe", &["node/src/rt/", "node/src/store/fdb/", "wire/src/ws/mask.rs", BARE_RING]),
     ("Instant", CLOCKS),
     ("SystemTime", CLOCKS),
+];
+
+/// Who may name tokio: what runs on the service thread, clients and tests.
+const TOKIO: &[&str] = &[
+    "node/src/api/",
+    "node/src/link/",
+    "node/src/cli/chat.rs",
+    "client/src/",
+    "loadgen/src/",
+    "tests/",
+    BARE_HTTP,
 ];
 
 /// The sockets of the bare relay and of the load generator: this file alone.

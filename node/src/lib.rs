@@ -9,6 +9,7 @@ pub mod config;
 pub mod gateway;
 pub mod held;
 pub mod limits;
+pub mod link;
 pub mod log;
 pub mod metrics;
 pub mod node;

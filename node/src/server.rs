@@ -8,8 +8,13 @@
 //!    └────────────────────────────────┘
 //! ```
 //!
+//! A server that runs the API alone ([`run_api`]) has no store: it is ready with its database and a
+//! link, and drains its connections.
+//!
 //! A signal while the store opens ends the server at once: nobody is served yet, and a store that
 //! is left in the middle of its recovery recovers again.
+
+mod alone;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -18,6 +23,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use chatring_client::token::TokenKey;
+use chatring_wire::frame::Durability;
 use flume::RecvTimeoutError;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use rustls::ServerConfig;
@@ -25,11 +31,13 @@ use serde_json::json;
 use thiserror::Error;
 use tracing::{info, warn};
 
+pub use self::alone::run_api;
 use crate::api::{AccountsParts, Api, ApiConfig, ApiEvent, NodeParts, Phase};
-use crate::auth::{AuthError, Verifier, write_private};
+use crate::auth::{AuthError, Revocations, Verifier, write_private};
 use crate::config::Config;
 use crate::gateway::{Calls, HttpSink, WS_PATH};
 use crate::limits::{DRAIN_MS_MAX, END_MS_MAX, READY_MS_MAX, READY_POLL_MS};
+use crate::link::{self, Acceptor, AcceptorConfig, KeyError, NodeInfo, Shards};
 use crate::metrics::{Metric, of_process};
 use crate::tls::{ServerTls, TlsError};
 
@@ -116,6 +124,9 @@ pub enum StartError {
     /// The certificate.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// The key of the cluster.
+    #[error(transparent)]
+    ClusterKey(#[from] KeyError),
     /// The store, the shards.
     #[error("{0}")]
     Clients(String),
@@ -155,45 +166,31 @@ pub fn run<C: Clients>(
     // Two signals, one start and one end of the drain are all that is ever told.
     let (tell, told) = flume::bounded(4);
     let on_signal = tell.clone();
-    let tls = ServerTls::open(&config.tls)?;
-    let (reload, reloaded) = flume::bounded(1);
-    if let Some(tls) = &tls {
-        tls.watch(reloaded).map_err(|error| StartError::Clients(error.to_string()))?;
-    }
-    let api_config = ApiConfig {
-        listen: config.server.http,
-        connections_max: config.limits.http_connections(getrlimit(Resource::Nofile).current),
-        connections_per_ip_max: config.limits.http_connections_per_ip_max,
-        cors_origins: config.server.cors_origins.clone(),
-        tls: tls.as_ref().map(|tls| tls.http()),
-        reloads: tls.is_some(),
-    };
-    let api = Api::start(&api_config, move |event| {
+    let (api, tls) = start_api(config, move || {
         // Whoever is to be told and has not looked yet will look.
-        let _ = match event {
-            ApiEvent::Stop => on_signal.try_send(Event::Signal).is_ok(),
-            ApiEvent::Reload => reload.try_send(()).is_ok(),
-        };
-    })
-    .map_err(|error| StartError::Listen { addr: config.server.http, error })?;
+        let _ = on_signal.try_send(Event::Signal);
+    })?;
     let door = Door { http: api.sink(), tls: tls.as_ref().map(|tls| tls.websocket()) };
     let start = move |config: &Config| start(config, door);
     let clients = match open(config, start, &tell, &told)? {
         Some(clients) => Arc::new(clients),
         None => return Ok(Ended::Unstarted),
     };
-    open_accounts(&api, config, &*clients)?;
+    let verifier = clients.verifier();
+    open_accounts(&api, config, clients.token_key(), verifier.revocations())?;
+    let links = listen_for_links(config, &*clients)?;
+    let ws = ws_url(config, &*clients);
     api.set_node(NodeParts {
-        verifier: clients.verifier(),
-        calls: clients.calls(),
-        ws_url: ws_url(config, &*clients),
+        verifier,
+        shards: clients.calls().map(|calls| Shards::Here { calls, ws }),
     });
-    let scraped = Arc::clone(&clients);
+    let (scraped, acceptor) = (Arc::clone(&clients), links.clone());
     api.set_scrape(Box::new(move || {
         let mut metrics = of_process(started);
         metrics.extend(scraped.metrics());
         metrics.extend(scraped.verifier().metrics());
         metrics.extend(tls.iter().flat_map(|tls| tls.metrics()));
+        metrics.extend(acceptor.iter().flat_map(Acceptor::metrics));
         metrics
     }));
     if wait_ready(&*clients, &told)? == Waited::Ready {
@@ -202,16 +199,19 @@ pub fn run<C: Clients>(
             http: format!("{}://{}", scheme(config, "http"), reachable(api.local_addr())),
         };
         api.set_phase(Phase::Ready);
+        let link = links.as_ref().map(|acceptor| reachable(acceptor.local_addr()).to_string());
+        if let Some(acceptor) = links {
+            api.serve_links(acceptor);
+        }
         if let Some(path) = ready_file {
-            let text = ready_text(&addresses, &*clients);
-            write_private(path, text.as_bytes())
-                .map_err(|error| StartError::ReadyFile { path: path.to_owned(), error })?;
+            write_ready(path, &ready_text(&addresses, &*clients, link.as_deref()))?;
         }
         info!(
             ws = addresses.ws,
             http = addresses.http,
             shards = clients.shards(),
             driver = clients.driver(),
+            link,
             connections_max = clients.connections_max(),
             "ready"
         );
@@ -239,14 +239,69 @@ pub fn run<C: Clients>(
     Ok(Ended::Drained)
 }
 
-fn open_accounts(api: &Api, config: &Config, clients: &impl Clients) -> Result<(), StartError> {
+/// The service thread, and the certificate that it and the shards show, if there is one.
+fn start_api(
+    config: &Config,
+    on_signal: impl Fn() + Send + 'static,
+) -> Result<(Api, Option<Arc<ServerTls>>), StartError> {
+    let tls = ServerTls::open(&config.tls)?;
+    let (reload, reloaded) = flume::bounded(1);
+    if let Some(tls) = &tls {
+        tls.watch(reloaded).map_err(|error| StartError::Clients(error.to_string()))?;
+    }
+    let api_config = ApiConfig {
+        listen: config.server.http,
+        connections_max: config.limits.http_connections(getrlimit(Resource::Nofile).current),
+        connections_per_ip_max: config.limits.http_connections_per_ip_max,
+        cors_origins: config.server.cors_origins.clone(),
+        tls: tls.as_ref().map(|tls| tls.http()),
+        reloads: tls.is_some(),
+    };
+    let api = Api::start(&api_config, move |event| match event {
+        ApiEvent::Stop => on_signal(),
+        ApiEvent::Reload => {
+            let _ = reload.try_send(());
+        }
+    });
+    let api = api.map_err(|error| StartError::Listen { addr: config.server.http, error })?;
+    Ok((api, tls))
+}
+
+fn open_accounts(
+    api: &Api,
+    config: &Config,
+    key: Arc<TokenKey>,
+    revocations: &Arc<Revocations>,
+) -> Result<(), StartError> {
     let accounts = AccountsParts {
         config: config.accounts.clone(),
         data: config.server.data.clone(),
-        key: clients.token_key(),
-        revocations: Arc::clone(clients.verifier().revocations()),
+        key,
+        revocations: Arc::clone(revocations),
     };
     api.open_accounts(accounts).map_err(|error| StartError::Clients(error.to_string()))
+}
+
+/// Takes the address for links, if there is to be one.
+fn listen_for_links(
+    config: &Config,
+    clients: &impl Clients,
+) -> Result<Option<Acceptor>, StartError> {
+    let (Some(listen), Some(calls)) = (config.link.address(), clients.calls()) else {
+        return Ok(None);
+    };
+    let acceptor = AcceptorConfig {
+        listen,
+        key: link::own_key(&config.cluster.key_file(&config.server.data))?,
+        calls_max: config.link.calls_max,
+        info: NodeInfo {
+            ws: ws_url(config, clients),
+            token_key: clients.token_key().id().to_owned(),
+            durability: Durability::Fsync,
+        },
+    };
+    let acceptor = Acceptor::bind(acceptor, calls);
+    acceptor.map(Some).map_err(|error| StartError::Listen { addr: listen, error })
 }
 
 /// Where clients that log in are sent: as configured, or as somebody on this machine reaches it.
@@ -328,10 +383,15 @@ fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-fn ready_text(addresses: &Addresses, clients: &impl Clients) -> String {
+fn write_ready(path: &Path, text: &str) -> Result<(), StartError> {
+    write_private(path, text.as_bytes())
+        .map_err(|error| StartError::ReadyFile { path: path.to_owned(), error })
+}
+
+fn ready_text(addresses: &Addresses, clients: &impl Clients, link: Option<&str>) -> String {
     let key = clients.token_key_file();
     let key = std::path::absolute(key).unwrap_or_else(|_| key.to_owned());
-    let ready = json!({
+    let mut ready = json!({
         "ws": addresses.ws,
         "http": addresses.http,
         "pid": std::process::id(),
@@ -339,6 +399,9 @@ fn ready_text(addresses: &Addresses, clients: &impl Clients) -> String {
         "version": env!("CARGO_PKG_VERSION"),
         "shards": clients.shards(),
     });
+    if let Some(link) = link {
+        ready["link"] = link.into();
+    }
     format!("{ready:#}\n")
 }
 

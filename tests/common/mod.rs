@@ -1,9 +1,11 @@
 //! Starts the real binary on free ports in a folder of its own, and ends it by its process id.
 
+pub mod api;
 mod http;
 pub mod load;
 mod node;
 mod people;
+pub mod postgres;
 pub mod raw;
 pub mod skip;
 pub mod small_fs;

@@ -7,14 +7,14 @@ use chatring_wire::{DeviceId, ErrorCode, Seq};
 
 use super::problem::Problem;
 use super::tokens::Owner;
-use crate::gateway::Calls;
+use crate::link::Shards;
 
 /// How often a send is made again because no repeat of it was found up to some position.
 const CONTINUES_MAX: usize = 64;
 
 /// The shards.
 pub(super) struct Chat {
-    calls: Calls,
+    shards: Shards,
 }
 
 /// Where a message is.
@@ -26,8 +26,13 @@ pub(super) struct Place {
 }
 
 impl Chat {
-    pub(super) fn new(calls: Calls) -> Chat {
-        Chat { calls }
+    pub(super) fn new(shards: Shards) -> Chat {
+        Chat { shards }
+    }
+
+    /// Where they are.
+    pub(super) fn shards(&self) -> &Shards {
+        &self.shards
     }
 
     /// Makes a call for the holder of a token; from the installation that it is bound to, if it is.
@@ -46,7 +51,7 @@ impl Chat {
         device: CallDevice,
         request: CallRequest,
     ) -> Result<Answer, Problem> {
-        Ok(self.calls.call(identity.clone(), device, request).await?)
+        Ok(self.shards.call(identity.clone(), device, request).await?)
     }
 
     /// Sends a message.
@@ -65,7 +70,7 @@ impl Chat {
 
     /// Has a decision of the accounts about a user carried out.
     pub(super) async fn decide(&self, subject: &str, decision: Decision) -> Result<(), Problem> {
-        match self.calls.decide(subject, decision).await? {
+        match self.shards.decide(subject, decision).await? {
             Answer::Done => Ok(()),
             other => Err(unexpected(&other)),
         }

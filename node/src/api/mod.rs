@@ -57,7 +57,8 @@ use self::stats::RouteStats;
 use self::tokens::Tokens;
 use crate::auth::{Revocations, Verifier};
 use crate::config;
-use crate::gateway::{Calls, HttpSink, PlainHttp};
+use crate::gateway::{HttpSink, PlainHttp};
+use crate::link::{Acceptor, Links, Shards};
 use crate::metrics::{Metric, MetricValue};
 use crate::takeover;
 
@@ -86,9 +87,7 @@ pub struct NodeParts {
     /// Whose tokens are good.
     pub verifier: Arc<Verifier>,
     /// The shards.
-    pub calls: Option<Calls>,
-    /// URL of the WebSocket, as clients reach it.
-    pub ws_url: String,
+    pub shards: Option<Shards>,
 }
 
 /// What the accounts are opened with.
@@ -215,15 +214,35 @@ impl Api {
     /// What handlers work with, once there is one. Only the first call counts; before it everybody
     /// is told to come back.
     pub fn set_node(&self, node: NodeParts) {
-        let NodeParts { verifier, calls, ws_url } = node;
-        let _ = self.state.ws_url.set(ws_url);
-        if let Some(calls) = calls {
-            let _ = self.state.chat.set(Chat::new(calls));
+        let NodeParts { verifier, shards } = node;
+        if let Some(shards) = shards {
+            let _ = self.state.chat.set(Chat::new(shards));
         }
         for set in verifier.key_sets() {
             self.runtime.spawn(jwks::keep(Arc::clone(set)));
         }
         let _ = self.state.tokens.set(Tokens::new(verifier));
+    }
+
+    /// Takes links of API servers from now on.
+    pub fn serve_links(&self, acceptor: Acceptor) {
+        let (drain, draining) = watch::channel(false);
+        let state = Arc::clone(&self.state);
+        self.runtime.spawn(acceptor.serve(draining));
+        self.runtime.spawn(async move {
+            state.draining().await;
+            drain.send_replace(true);
+        });
+    }
+
+    /// Keeps links to nodes from now on.
+    pub fn keep_links(&self, links: Links) {
+        self.runtime.spawn(links.keep());
+    }
+
+    /// How many HTTP connections are open.
+    pub fn connections(&self) -> usize {
+        self.state.places.taken()
     }
 
     /// Opens the accounts, on the service thread.
@@ -275,9 +294,6 @@ struct State {
     tokens: OnceLock<Tokens>,
     chat: OnceLock<Chat>,
     accounts: OnceLock<Accounts>,
-    /// URL of the WebSocket, for clients that log in.
-    ws_url: OnceLock<String>,
-    durability: Durability,
     parked: Parking,
     exports: Arc<Exports>,
     bodies: Arc<Bodies>,
@@ -301,9 +317,6 @@ impl State {
             tokens: OnceLock::new(),
             chat: OnceLock::new(),
             accounts: OnceLock::new(),
-            ws_url: OnceLock::new(),
-            // Of the embedded store, the only one of a server today.
-            durability: Durability::Fsync,
             parked: Parking::default(),
             exports: Arc::default(),
             bodies: Arc::default(),
@@ -331,13 +344,26 @@ impl State {
         self.accounts.get()
     }
 
-    fn ws_url(&self) -> &str {
-        self.ws_url.get().map_or("", String::as_str)
+    /// URL of the WebSocket, for clients that log in.
+    fn ws(&self) -> Option<String> {
+        self.chat.get()?.shards().ws()
     }
 
     /// What "stored" means here.
     fn durability(&self) -> &'static str {
-        self.durability.name()
+        self.chat.get().map_or(Durability::Memory, |chat| chat.shards().durability()).name()
+    }
+
+    /// What a server that runs alone lacks to serve anybody.
+    async fn lacks(&self) -> Option<&'static str> {
+        let Some(Shards::Linked(links)) = self.chat.get().map(Chat::shards) else { return None };
+        if !links.is_up() {
+            return Some("no link to a node\n");
+        }
+        match self.accounts() {
+            Some(accounts) if accounts.answers().await => None,
+            _ => Some("the database does not answer\n"),
+        }
     }
 
     /// Waits until the node drains.

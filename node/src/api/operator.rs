@@ -25,7 +25,10 @@ async fn alive() -> Response {
 async fn ready(State(state): State<Shared>) -> Response {
     match state.phase() {
         Phase::Starting => text(StatusCode::SERVICE_UNAVAILABLE, "starting\n"),
-        Phase::Ready => text(StatusCode::OK, "ready\n"),
+        Phase::Ready => match state.lacks().await {
+            None => text(StatusCode::OK, "ready\n"),
+            Some(lack) => text(StatusCode::SERVICE_UNAVAILABLE, lack),
+        },
         Phase::Draining => text(StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
     }
 }

@@ -193,7 +193,7 @@ fn echoing() -> (Api, String) {
     let api = Api::start_with(&config(64), endpoints, |_| {}).expect("a port");
     let (key, _) = TokenKey::generate().expect("a key");
     let verifier = Verifier::new(&config::Auth::default(), Some(&key)).expect("no files");
-    api.set_node(NodeParts { verifier: Arc::new(verifier), calls: None, ws_url: String::new() });
+    api.set_node(NodeParts { verifier: Arc::new(verifier), shards: None });
     api.set_phase(Phase::Ready);
     let token = key.mint("alice", extract::unix_s(), 600);
     (api, format!("authorization: Bearer {token}\r\ncontent-type: application/json\r\n"))

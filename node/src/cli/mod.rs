@@ -1,5 +1,6 @@
 //! The command line.
 
+mod api;
 mod chat;
 mod config;
 mod serve;
@@ -18,6 +19,9 @@ use crate::gateway::Driver;
 /// What is wrong is the operator's to mend: arguments, configuration, the data folder.
 const EXIT_USAGE: u8 = 2;
 
+/// The exit code after a second signal.
+const EXIT_FORCED: i32 = 1;
+
 /// Chatring, a chat server.
 #[derive(Debug, Parser)]
 #[command(name = "chatring", version, about)]
@@ -30,6 +34,8 @@ struct Cli {
 enum Command {
     /// Run the server.
     Serve(serve::ServeArgs),
+    /// Run the HTTP API alone, for a node on another machine.
+    Api(api::ApiArgs),
     /// Print a token that signs a user in.
     Token(token::TokenArgs),
     /// Talk to somebody in the terminal.
@@ -80,6 +86,7 @@ impl ConfigSource {
 pub fn run() -> ExitCode {
     match Cli::parse().command {
         Command::Serve(args) => serve::run(args),
+        Command::Api(args) => api::run(args),
         Command::Token(args) => token::run(&args),
         Command::Chat(args) => chat::run(args),
         Command::Config(args) => config::run(args),

@@ -7,14 +7,11 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::{ConfigSource, refuse};
+use super::{ConfigSource, EXIT_FORCED, refuse};
 use crate::config::Config;
 use crate::held::HELD;
 use crate::node::EmbeddedNode;
 use crate::server::{self, Addresses, Ended};
-
-/// The exit code after a second signal.
-const EXIT_FORCED: i32 = 1;
 
 #[derive(Debug, Args)]
 pub(super) struct ServeArgs {

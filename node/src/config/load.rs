@@ -179,6 +179,7 @@ impl Config {
             ("store.cache_bytes", self.store.cache_bytes, MIB, 1 << 40),
             ("store.memtable_bytes", self.store.memtable_bytes, MIB, 1 << 36),
             ("store.reserve_bytes", self.store.reserve_bytes, 0, 1 << 50),
+            ("link.calls_max", self.link.calls_max as u64, 1, COUNT_MAX),
             ("auth.leeway (ms)", self.auth.leeway.as_ms(), 0, 300_000),
             ("auth.jwks_refresh (ms)", self.auth.jwks_refresh.as_ms(), 5_000, 86_400_000),
             ("accounts.database_connections_max", a.database_connections_max.into(), 2, 1_000),
@@ -214,7 +215,27 @@ impl Config {
         }
         self.check_origins()?;
         self.check_database()?;
+        self.check_links()?;
         self.check_issuers()
+    }
+
+    fn check_links(&self) -> Result<(), ConfigError> {
+        let invalid = |message: &str| Err(ConfigError::Invalid(message.to_owned()));
+        if !self.link.listen.is_empty() && self.link.address().is_none() {
+            return invalid("link.listen must be an address like \"10.0.0.1:7402\"");
+        }
+        let nodes = &self.cluster.nodes;
+        let is_node = |node: &String| {
+            let parts = node.rsplit_once(':');
+            parts.is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+        };
+        if !nodes.iter().all(is_node) {
+            return invalid("cluster.nodes must have entries like \"node-1:7402\"");
+        }
+        if nodes.len() > 1 {
+            return invalid("cluster.nodes: one node has all users today, name that one alone");
+        }
+        Ok(())
     }
 
     fn check_origins(&self) -> Result<(), ConfigError> {
@@ -399,6 +420,18 @@ mod tests {
         assert!(parse("[tls]\ncertificate = 'a'\nkey = 'b'").is_ok());
         assert!(message("[tls]\ncertificate = 'a'").contains("tls.certificate and tls.key"));
         assert!(message("[tls]\nkey = 'a'").contains("tls.certificate and tls.key"));
+    }
+
+    #[test]
+    fn links_are_checked() {
+        assert!(parse("[link]\nlisten = '127.0.0.1:0'\n[cluster]\nnodes = ['n-1:7402']").is_ok());
+        assert!(message("[link]\nlisten = 'localhost:1'").contains("link.listen must be"));
+        for bad in ["'n'", "':1'", "'n:70000'", "''"] {
+            let text = message(&format!("[cluster]\nnodes = [{bad}]"));
+            assert!(text.contains("cluster.nodes must have"), "{text}");
+        }
+        let two = message("[cluster]\nnodes = ['a:1', 'b:1']");
+        assert!(two.contains("one node has all users"), "{two}");
     }
 
     #[test]

@@ -1,13 +1,14 @@
 //! Every key of the configuration with its default.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use chatring_core::limits::ShardLimits;
 use serde::{Deserialize, Serialize};
 
 use super::Period;
 use crate::gateway::{Driver, GatewayLimits};
+use crate::link::CLUSTER_KEY_FILE;
 use crate::store::embedded::{DiskKind, EmbeddedConfig};
 
 /// The default of `server.gather`: about the time of a sync. Measured in the closed loop, three
@@ -34,6 +35,10 @@ pub struct Config {
     pub auth: Auth,
     /// The deployment's own users.
     pub accounts: Accounts,
+    /// Where API servers that run alone reach this node.
+    pub link: Link,
+    /// What the processes of a deployment share.
+    pub cluster: Cluster,
     /// What is logged, and how.
     pub log: Log,
 }
@@ -439,6 +444,49 @@ pub enum SignUps {
     Open,
     /// Nobody.
     Closed,
+}
+
+/// Where API servers that run alone reach this node.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Link {
+    /// Address for links; port 0 takes a free one, empty for none.
+    pub listen: String,
+    /// Calls under way over a link, parked ones among them; of both ends the smaller number counts.
+    pub calls_max: usize,
+}
+
+impl Link {
+    /// The address, if there is one.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.listen.parse().ok()
+    }
+}
+
+impl Default for Link {
+    fn default() -> Link {
+        Link { listen: String::new(), calls_max: 32_768 }
+    }
+}
+
+/// What the processes of a deployment share.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Cluster {
+    /// File of the key that both ends of a link prove; empty for `cluster.key` in the data folder.
+    pub key_file: PathBuf,
+    /// `HOST:PORT` of the link addresses of the nodes, for API servers that run alone.
+    pub nodes: Vec<String>,
+}
+
+impl Cluster {
+    /// The key's file.
+    pub fn key_file(&self, data: &Path) -> PathBuf {
+        match self.key_file.as_os_str().is_empty() {
+            true => data.join(CLUSTER_KEY_FILE),
+            false => self.key_file.clone(),
+        }
+    }
 }
 
 /// What is logged, and how.

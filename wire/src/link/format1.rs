@@ -176,6 +176,36 @@ pub enum Request {
     SignOutEverywhere,
     /// Ends the sessions of a device.
     SignOutDevice(u32),
+    /// The accounts have decided: a device was signed out.
+    DeviceSignedOut {
+        /// Which.
+        installation: [u8; 16],
+        /// What it had up to this Unix second.
+        at_s: u64,
+    },
+    /// The accounts have decided: a device was removed.
+    DeviceRemoved {
+        /// Which.
+        installation: [u8; 16],
+    },
+    /// The accounts have decided: the user's account was deleted.
+    AccountDeleted {
+        /// What there was up to this Unix second.
+        at_s: u64,
+    },
+    /// The accounts have decided: how the user stands to another one.
+    Relation {
+        /// `iss` of the other one.
+        issuer: String,
+        /// `sub` of the other one.
+        subject: String,
+        /// Rises with each change of the user's relations.
+        version: u64,
+        /// Whether the two are friends.
+        friends: bool,
+        /// Whether the user has blocked the other one.
+        blocked: bool,
+    },
 }
 
 /// Names a user.

@@ -70,6 +70,8 @@ pub const TRANSACTION_PAUSE_MS_MAX: u64 = 200;
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time that a statement of PostgreSQL may take.
 pub const STATEMENT_MS_MAX: u64 = 10_000;
+/// Time in which the database must answer to count as there.
+pub const ANSWER: Duration = Duration::from_secs(2);
 /// Time between two looks for what other processes have revoked.
 pub const REVOCATIONS_LOOK: Duration = Duration::from_millis(400);
 /// How far the clocks of processes that share a database may be apart, for revocations.

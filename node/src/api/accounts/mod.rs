@@ -49,8 +49,8 @@ use self::db::{Db, Kind};
 pub use self::error::{AccountError, DatabaseError};
 pub use self::handle::{Handle, HandleError};
 use self::limits::{
-    LIMITER_KEYS_MAX, RELATION_CHANGES_BURST, RELATION_CHANGES_PER_MINUTE, REVOCATIONS_LOOK,
-    TASKS_LOOK,
+    ANSWER, LIMITER_KEYS_MAX, RELATION_CHANGES_BURST, RELATION_CHANGES_PER_MINUTE,
+    REVOCATIONS_LOOK, TASKS_LOOK,
 };
 use self::metrics::Figures;
 pub use self::outbox::{About, Backlog, Change, Projection};
@@ -180,6 +180,12 @@ impl Accounts {
     /// Closes the database. Drop [`Upkeep`] before.
     pub async fn close(&self) {
         self.inner.db.close().await;
+    }
+
+    /// Whether the database answers within two seconds.
+    pub async fn answers(&self) -> bool {
+        let ask = sqlx::query("SELECT 1").execute(self.inner.db.pool());
+        matches!(tokio::time::timeout(ANSWER, ask).await, Ok(Ok(_)))
     }
 
     /// The figures for `/metrics`, of this process.

@@ -6,6 +6,8 @@ use serde::Serialize;
 
 use crate::api::Shared;
 use crate::api::extract::{Answer, Caller};
+use crate::api::problem::Problem;
+use crate::link::NodeSeen;
 
 /// The nodes of the deployment.
 #[derive(Debug, Serialize, JsonSchema)]
@@ -17,13 +19,16 @@ pub(super) struct Nodes {
 /// A node.
 #[derive(Debug, Serialize, JsonSchema)]
 struct NodeBody {
-    /// URL of its WebSocket.
-    ws: String,
-    /// What runs there.
-    version: &'static str,
+    /// URL of its WebSocket; null until this server has reached it once.
+    ws: Option<String>,
+    /// What runs there; null until this server has reached it once.
+    version: Option<String>,
+    /// Whether this server reaches it now.
+    up: bool,
 }
 
-pub(super) async fn list(_: Caller, State(state): State<Shared>) -> Answer<Nodes> {
-    let node = NodeBody { ws: state.ws_url().to_owned(), version: env!("CARGO_PKG_VERSION") };
-    Answer(Nodes { nodes: vec![node] })
+pub(super) async fn list(_: Caller, State(state): State<Shared>) -> Result<Answer<Nodes>, Problem> {
+    let nodes = state.chat()?.shards().nodes().into_iter();
+    let nodes = nodes.map(|NodeSeen { ws, version, up }| NodeBody { ws, version, up });
+    Ok(Answer(Nodes { nodes: nodes.collect() }))
 }

@@ -76,8 +76,8 @@ pub(super) struct Session {
 /// A chat node.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 pub(super) struct NodeOf {
-    /// URL of its WebSocket.
-    ws: String,
+    /// URL of its WebSocket; null while the API server knows none. It is in the next renewal then.
+    ws: Option<String>,
 }
 
 pub(super) async fn sign_up(
@@ -179,7 +179,7 @@ async fn session_of(
         user,
         device: device.map(|device| device.0),
         installation: InstallationText(signed_in.installation),
-        node: NodeOf { ws: state.ws_url().to_owned() },
+        node: NodeOf { ws: state.ws() },
     }
 }
 
