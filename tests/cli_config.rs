@@ -1,7 +1,7 @@
 //! Goal: an operator learns what the configuration comes to and what is wrong with it. Method: the
 //! real binary with good and bad files.
 
-use crate::common::{chatring, refusal, stdout};
+use crate::common::{chatring, executable, refusal, stdout};
 
 fn with_file(command: &str, text: &str, more: &[&str]) -> std::process::Output {
     let folder = tempfile::tempdir().expect("a folder");
@@ -50,4 +50,28 @@ fn what_is_wrong_is_said_in_one_line() {
     assert!(refusal(&output).contains("/no/such/file.toml"));
     let output = chatring(&["config", "check", "--shards", "many"]);
     assert_eq!(output.status.code(), Some(2));
+}
+
+#[test]
+fn the_password_of_the_database_is_shown_to_nobody() {
+    let file = "[accounts]\ndatabase = \"postgres://chat:s3cret@127.0.0.1:1/chat\"\n";
+    let shown = with_file("show", file, &[]);
+    let text = stdout(&shown);
+    assert!(text.contains("\"postgres://chat:***@127.0.0.1:1/chat\""), "{text}");
+    let wrong = file.replace("postgres:", "mysql:");
+    assert!(!refusal(&with_file("check", &wrong, &[])).contains("s3cret"));
+    // Nor by a server that cannot reach it, however much it logs.
+    let folder = tempfile::tempdir().expect("a folder");
+    for file in [file.to_owned(), file.replace(":1/", ":port/")] {
+        let path = folder.path().join("c.toml");
+        std::fs::write(&path, file).expect("a file");
+        let mut serve = std::process::Command::new(executable());
+        serve.arg("serve").arg("--config").arg(&path).arg("--data").arg(folder.path().join("data"));
+        serve.args(["--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--shards", "1"]);
+        let output = serve.env("CHATRING_LOG", "trace").output().expect("it runs");
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        let log = String::from_utf8_lossy(&output.stderr);
+        assert!(log.contains("chatring: accounts"), "{log}");
+        assert!(!log.contains("s3cret"), "{log}");
+    }
 }

@@ -44,6 +44,8 @@ fn a_log_in_gives_what_scripts_rely_on_and_ends_when_it_is_told_to() {
     let (first, second) = (log_in(&mut http, "alice", "a"), log_in(&mut http, "alice", "b"));
     assert_eq!(first["user"], alice["user"]);
     assert_eq!(first["node"]["ws"], node.ws());
+    let resume = first["node"]["resume"].as_str().expect("the history");
+    assert!(resume.len() == 16 && resume != "0000000000000000", "{resume}");
     assert!(first["expires_in"].as_u64().is_some_and(|s| s >= 60), "{first}");
     let mut one = with_token(&node, &first);
     assert_eq!(one.get("/v1/me").json["user"], alice["user"]);
@@ -62,6 +64,7 @@ fn a_log_in_gives_what_scripts_rely_on_and_ends_when_it_is_told_to() {
     let refresh = json!({ "refresh_token": first["refresh_token"] });
     let renewed = http.post("/v1/sessions/refresh", &refresh);
     assert_eq!(renewed.status, 200, "{renewed:?}");
+    assert_eq!(renewed.json["node"], first["node"], "cursors of before are good");
     let again = http.post("/v1/sessions/refresh", &refresh);
     assert_eq!((again.status, again.problem()), (401, "invalid_token"), "its family ends");
     assert_eq!(one.get("/v1/me").problem(), "revoked_token");
@@ -264,4 +267,38 @@ fn an_export_has_the_account_and_every_message_once() {
     assert_eq!(export["channels"].as_array().map(Vec::len), Some(1));
     assert_eq!(export["channels"][0]["messages"].as_array().map(Vec::len), Some(300));
     assert_eq!(figure(&node, "chatring_http_exports"), 0.0);
+}
+
+/// The status of sign-ups that a proxy passes on for these addresses, or says that it does.
+fn sign_ups_for(node: &Node, chains: &[&str]) -> Vec<u16> {
+    let mut http = Http::connect(node.http());
+    let sign_up = |(n, chain): (usize, &&str)| {
+        let body = json!({ "handle": format!("user{n}"), "password": PASSWORD }).to_string();
+        let headers = format!("x-forwarded-for: {chain}\r\n");
+        http.ask("POST", "/v1/accounts", &headers, Some(&body)).status
+    };
+    chains.iter().enumerate().map(sign_up).collect()
+}
+
+#[test]
+fn only_a_trusted_proxy_says_from_whom_a_request_comes() {
+    let limits = "password_memory_kib = 64\npassword_passes = 1\n\
+                  sign_ups_per_ip_burst = 2\nsign_ups_per_ip_hour = 1\n";
+    let node = |server: &str| {
+        let config = Some(format!("[server]\n{server}\n[accounts]\n{limits}"));
+        Node::start_with(NodeOptions { config, ..NodeOptions::default() })
+    };
+    let chains = ["198.51.100.1", "198.51.100.2", "198.51.100.3"];
+    for others in ["", "trusted_proxies = ['10.0.0.0/8']"] {
+        assert_eq!(sign_ups_for(&node(others), &chains), [201, 201, 429], "{others}: ignored");
+    }
+    let trusting = node("trusted_proxies = ['10.0.0.0/8', '127.0.0.1']");
+    let chains = [
+        "198.51.100.1",
+        "198.51.100.1, 10.0.0.7",
+        // What the client itself has written makes no difference.
+        "198.51.100.9, 198.51.100.1",
+        "198.51.100.2",
+    ];
+    assert_eq!(sign_ups_for(&trusting, &chains), [201, 201, 429, 201]);
 }

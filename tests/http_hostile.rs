@@ -1,6 +1,7 @@
 //! Goal: floods and slow peers over HTTP cost bounded memory and time, and disturb nobody who
 //! chats. Method: raw TCP against the real binary, while two people chat over the WebSocket.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -41,12 +42,21 @@ fn bad_tokens_and_wrong_passwords_by_the_thousand_take_no_memory() {
     let bystanders = Bystanders::start(&node);
     let mut http = Http::connect(node.http());
     http.get("/v1/me");
+    let mut known = Http::connect(node.http()).token(&node.token("alice"));
+    assert_eq!(known.get("/v1/me").status, 200);
     let before = figure(&node, "chatring_process_resident_bytes");
+    let mut statuses = BTreeMap::new();
     for n in 0..5_000 {
         let headers = format!("authorization: Bearer a.b{n}.c\r\n");
-        assert_eq!(http.ask("GET", "/v1/me", &headers, None).status, 401);
+        let answer = http.ask("GET", "/v1/me", &headers, None);
+        assert_eq!(answer.head.contains("retry-after: "), answer.status == 429, "{answer:?}");
+        *statuses.entry(answer.status).or_insert(0) += 1;
     }
-    let mut statuses = std::collections::BTreeMap::new();
+    assert!(statuses[&401] >= 1_000, "{statuses:?}");
+    assert_eq!(statuses[&401] + statuses[&429], 5_000, "{statuses:?}");
+    assert_eq!(f64::from(statuses[&429]), figure(&node, "chatring_http_tokens_limited_total"));
+    assert_eq!(known.get("/v1/me").status, 200, "whoever was there before");
+    let mut statuses = BTreeMap::new();
     for n in 0..200 {
         let guess = json!({ "handle": format!("nobody{n}"), "password": "guess" });
         *statuses.entry(http.post("/v1/sessions", &guess).status).or_insert(0) += 1;

@@ -50,6 +50,10 @@ fi
 
 # Whatever is bounded per address has one address here. Hashing is not what is tried.
 cat >"$work/chatring.toml" <<'TOML'
+[limits]
+bad_tokens_per_ip_hour = 1000000
+bad_tokens_per_ip_burst = 1000000
+
 [accounts]
 password_memory_kib = 64
 password_passes = 1

@@ -32,6 +32,7 @@ use thiserror::Error;
 use tracing::{info, warn};
 
 pub use self::alone::run_api;
+use crate::api::limits::HTTP_HEAD_MS_MAX;
 use crate::api::{AccountsParts, Api, ApiConfig, ApiEvent, NodeParts, Phase};
 use crate::auth::{AuthError, Revocations, Verifier, write_private};
 use crate::config::Config;
@@ -254,6 +255,11 @@ fn start_api(
         connections_max: config.limits.http_connections(getrlimit(Resource::Nofile).current),
         connections_per_ip_max: config.limits.http_connections_per_ip_max,
         cors_origins: config.server.cors_origins.clone(),
+        trusted_proxies: config.server.trusted_proxies.clone(),
+        forwarded_header: config.server.forwarded_header,
+        bad_tokens_per_ip_hour: config.limits.bad_tokens_per_ip_hour,
+        bad_tokens_per_ip_burst: config.limits.bad_tokens_per_ip_burst,
+        idle_ms_max: HTTP_HEAD_MS_MAX,
         tls: tls.as_ref().map(|tls| tls.http()),
         reloads: tls.is_some(),
     };

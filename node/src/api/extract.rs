@@ -48,7 +48,8 @@ impl FromRequestParts<Shared> for Caller {
         });
         let token = token.ok_or_else(|| no_token("Authorization must be: Bearer TOKEN"))?;
         let tokens = state.tokens().ok_or(ErrorCode::Unavailable)?;
-        Ok(Caller(tokens.verify(token, unix_s())?))
+        let from = parts.extensions.get::<Peer>().ok_or(ErrorCode::Internal)?.0;
+        Ok(Caller(tokens.verify(token, from, unix_ms())?))
     }
 }
 
@@ -100,7 +101,7 @@ impl Takes for Db {
     fn describe(_: &mut Operation<'_>) {}
 }
 
-/// The address that a request comes from.
+/// The address that a request comes from: that of the peer, or the one that a trusted proxy names.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Peer(pub IpAddr);
 

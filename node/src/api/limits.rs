@@ -12,7 +12,8 @@ pub const HTTP_BODIES_BYTES_MAX: usize = 64 * 1024 * 1024;
 pub const HTTP_BODY_MS_MAX: u64 = 10_000;
 /// Time in which the first bytes of a connection must have come.
 pub const HTTP_FIRST_MS_MAX: u64 = 10_000;
-/// Time in which the head of a request must have come, also the time that a connection may idle.
+/// Time in which the head of a request must have come, also the time that a connection may idle
+/// (with HTTP/2 up to twice as long).
 pub const HTTP_HEAD_MS_MAX: u64 = 30_000;
 /// Time for which a peer may take nothing of what is written to it.
 pub const HTTP_STALL_MS_MAX: u64 = 10_000;
@@ -43,6 +44,8 @@ pub const ACCOUNTS_CLOSE_MS_MAX: u64 = 300;
 pub const HTTP_ACCEPT_PAUSE_MS: u64 = 100;
 /// When a request that was refused as busy is worth another try, where nothing better is known.
 pub const RETRY_AFTER_MS: u64 = 1_000;
+/// Networks whose bad tokens are counted; twice as many for a short time.
+pub const BAD_TOKENS_NETWORKS_MAX: usize = 32_768;
 /// Good tokens that are remembered, so that a kept-alive client's is verified once; twice as many
 /// for a short time.
 pub const TOKENS_KEPT_MAX: usize = 8_192;

@@ -6,7 +6,9 @@
 //! ```
 
 pub mod accounts;
+mod activity;
 mod bodies;
+mod bucket;
 mod chat;
 mod describe;
 mod docs;
@@ -21,6 +23,7 @@ mod parked;
 mod places;
 mod problem;
 mod projector;
+mod proxies;
 mod routes;
 mod serve;
 mod socket;
@@ -46,6 +49,7 @@ use tokio::sync::{mpsc, watch};
 
 use self::accounts::{Accounts, OpenError, Upkeep};
 use self::bodies::Bodies;
+use self::bucket::Rate;
 use self::chat::Chat;
 use self::endpoints::Endpoints;
 use self::exports::Exports;
@@ -53,6 +57,7 @@ use self::limits::{ACCOUNTS_CLOSE_MS_MAX, HTTP_HANDED_MAX};
 use self::parked::Parking;
 use self::places::Places;
 use self::problem::Problem;
+use self::proxies::Proxies;
 use self::stats::RouteStats;
 use self::tokens::Tokens;
 use crate::auth::{Revocations, Verifier};
@@ -80,6 +85,26 @@ pub struct ApiConfig {
     pub tls: Option<Arc<ServerConfig>>,
     /// Whether SIGHUP has something read again.
     pub reloads: bool,
+    /// Proxies that are believed when they say from whom a request comes.
+    pub trusted_proxies: Vec<config::Network>,
+    /// In which header they say it.
+    pub forwarded_header: config::ForwardedHeader,
+    /// Tokens of one address that may be no good, an hour, on average.
+    pub bad_tokens_per_ip_hour: u32,
+    /// The same at once.
+    pub bad_tokens_per_ip_burst: u32,
+    /// Time between two requests of a connection.
+    pub idle_ms_max: u64,
+}
+
+impl ApiConfig {
+    fn bad_tokens(&self) -> Rate {
+        Rate { burst: self.bad_tokens_per_ip_burst, per_hour: self.bad_tokens_per_ip_hour }
+    }
+
+    fn proxies(&self) -> Proxies {
+        Proxies::new(self.trusted_proxies.clone(), self.forwarded_header)
+    }
 }
 
 /// What handlers need of a node.
@@ -157,7 +182,7 @@ impl Api {
             origins.collect::<Result<_, _>>().map_err(io::Error::other)?;
         let built = endpoints.build();
         let places = Places::new(config.connections_max, config.connections_per_ip_max);
-        let state = Arc::new(State::new(places, built.stats.clone()));
+        let state = Arc::new(State::new(places, built.stats.clone(), config));
         let routers = routes::routers(built, &state, &origins);
         let (hand, handed) = mpsc::channel(HTTP_HANDED_MAX);
         let (stop, stopped) = watch::channel(());
@@ -221,7 +246,8 @@ impl Api {
         for set in verifier.key_sets() {
             self.runtime.spawn(jwks::keep(Arc::clone(set)));
         }
-        let _ = self.state.tokens.set(Tokens::new(verifier));
+        let tokens = Tokens::new(verifier, self.state.bad_tokens);
+        let _ = self.state.tokens.set(tokens);
     }
 
     /// Takes links of API servers from now on.
@@ -300,6 +326,10 @@ struct State {
     /// How far the chat store follows the accounts.
     projected: projector::Figures,
     places: Arc<Places>,
+    proxies: Proxies,
+    bad_tokens: Rate,
+    /// Time between two requests of a connection.
+    idle: Duration,
     /// Connections closed because there were too many.
     refused: AtomicU64,
     /// Handshakes of TLS that came to nothing.
@@ -310,7 +340,7 @@ struct State {
 type Shared = Arc<State>;
 
 impl State {
-    fn new(places: Arc<Places>, stats: Vec<Arc<RouteStats>>) -> State {
+    fn new(places: Arc<Places>, stats: Vec<Arc<RouteStats>>, config: &ApiConfig) -> State {
         State {
             phase: watch::Sender::new(Phase::Starting),
             scrape: OnceLock::new(),
@@ -322,6 +352,9 @@ impl State {
             bodies: Arc::default(),
             projected: projector::Figures::default(),
             places,
+            proxies: config.proxies(),
+            bad_tokens: config.bad_tokens(),
+            idle: Duration::from_millis(config.idle_ms_max),
             refused: AtomicU64::new(0),
             tls_failed: AtomicU64::new(0),
             stats,
@@ -401,6 +434,11 @@ impl State {
                 "chatring_http_parked",
                 "requests that wait for news",
                 MetricValue::Gauge(self.parked.count() as u64),
+            ),
+            (
+                "chatring_http_tokens_limited",
+                "requests refused because too many bad tokens came from their network",
+                MetricValue::Counter(self.tokens().map_or(0, Tokens::limited)),
             ),
             (
                 "chatring_http_exports",

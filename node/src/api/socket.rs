@@ -1,5 +1,6 @@
 //! One HTTP connection: tells HTTP/1.1 from HTTP/2, and cuts off who sends or takes nothing.
 
+use std::convert::Infallible;
 use std::io;
 use std::net::IpAddr;
 use std::pin::{Pin, pin};
@@ -9,6 +10,8 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::Body;
+use axum::response::Response;
 use bytes::{Buf as _, Bytes, BytesMut};
 use chatring_client::tls::MaybeTls;
 use hyper::server::conn::{http1, http2};
@@ -19,10 +22,11 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, Re
 use tokio::sync::watch;
 use tokio::time::{Sleep, sleep, timeout};
 
+use super::activity::{Activity, Counted};
 use super::extract::Peer;
 use super::limits::{
-    HTTP_FIRST_MS_MAX, HTTP_HEAD_BYTES_MAX, HTTP_HEAD_MS_MAX, HTTP_HEADERS_MAX, HTTP_STALL_MS_MAX,
-    HTTP2_PING_MS, HTTP2_SEND_BYTES_MAX, HTTP2_STREAMS_MAX, HTTP2_WINDOW_BYTES,
+    HTTP_FIRST_MS_MAX, HTTP_HEAD_BYTES_MAX, HTTP_HEADERS_MAX, HTTP_STALL_MS_MAX, HTTP2_PING_MS,
+    HTTP2_SEND_BYTES_MAX, HTTP2_STREAMS_MAX, HTTP2_WINDOW_BYTES,
 };
 use super::{Phase, Shared};
 
@@ -40,7 +44,7 @@ pub(super) fn serve(
 ) -> impl Future<Output = ()> + Send + use<> {
     let phase = state.phase.subscribe();
     let mut socket = Socket { stream, received, stall: None };
-    let refused = Arc::clone(state);
+    let state = Arc::clone(state);
     async move {
         let first = Duration::from_millis(HTTP_FIRST_MS_MAX);
         let version = match timeout(first, socket.speaks()).await {
@@ -49,26 +53,40 @@ pub(super) fn serve(
                 if let MaybeTls::Tls(stream) = &socket.stream {
                     match stream.is_open() {
                         true => _ = timeout(first, socket.shutdown()).await,
-                        false => _ = refused.tls_failed.fetch_add(1, Ordering::Relaxed),
+                        false => _ = state.tls_failed.fetch_add(1, Ordering::Relaxed),
                     }
                 }
                 return;
             }
         };
         let (io, router) = (TokioIo::new(socket), TowerToHyperService::new(router));
+        let idle = state.idle;
+        let activity = Activity::new();
+        let counted = Arc::clone(&activity);
         let service = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
-            request.extensions_mut().insert(Peer(peer));
-            router.call(request)
+            let client = state.proxies.client_of(peer, request.headers());
+            request.extensions_mut().insert(Peer(client));
+            let answered = router.call(request);
+            // HTTP/1.1 sees for itself whether a connection idles.
+            let open = (version == Version::Http2).then(|| counted.begin());
+            async move {
+                let response: Response = answered.await?;
+                Ok::<_, Infallible>(match open {
+                    Some(open) => response.map(|body| Body::new(Counted { body, _open: open })),
+                    None => response,
+                })
+            }
         });
         match version {
             Version::Http1 => {
                 let served = http1::Builder::new()
                     .timer(TokioTimer::new())
-                    .header_read_timeout(Duration::from_millis(HTTP_HEAD_MS_MAX))
+                    .header_read_timeout(idle)
                     .max_buf_size(HTTP_HEAD_BYTES_MAX)
                     .max_headers(HTTP_HEADERS_MAX)
                     .serve_connection(io, service);
-                until_drained(served, phase, |served| served.graceful_shutdown()).await;
+                let never = std::future::pending();
+                until_over(served, phase, never, |served| served.graceful_shutdown()).await;
             }
             Version::Http2 => {
                 let served = http2::Builder::new(TokioExecutor::new())
@@ -81,17 +99,19 @@ pub(super) fn serve(
                     .keep_alive_interval(Duration::from_millis(HTTP2_PING_MS))
                     .keep_alive_timeout(Duration::from_millis(HTTP2_PING_MS))
                     .serve_connection(io, service);
-                until_drained(served, phase, |served| served.graceful_shutdown()).await;
+                let idles = activity.idles_for(idle);
+                until_over(served, phase, idles, |served| served.graceful_shutdown()).await;
             }
         }
     }
 }
 
-/// Runs a connection to its end; when the node begins to drain, that is after the requests under
-/// way. Later ones are served: they ask whether the node is ready.
-async fn until_drained<C: Future>(
+/// Runs a connection to its end; when the node begins to drain or the connection idles, that is
+/// after the requests under way. Later ones are served: they ask whether the node is ready.
+async fn until_over<C: Future>(
     connection: C,
     mut phase: watch::Receiver<Phase>,
+    idles: impl Future<Output = ()>,
     shut_down: impl Fn(Pin<&mut C>),
 ) {
     let mut connection = pin!(connection);
@@ -100,6 +120,7 @@ async fn until_drained<C: Future>(
     tokio::select! {
         _ = connection.as_mut() => return,
         () = draining => {}
+        () = idles => {}
     }
     shut_down(connection.as_mut());
     connection.await;

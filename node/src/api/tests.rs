@@ -1,6 +1,6 @@
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use axum::http::Method;
 use chatring_client::token::TokenKey;
@@ -26,6 +26,11 @@ fn config(connections_max: usize) -> ApiConfig {
         cors_origins: Vec::new(),
         tls: None,
         reloads: false,
+        trusted_proxies: Vec::new(),
+        forwarded_header: config::ForwardedHeader::default(),
+        bad_tokens_per_ip_hour: 1,
+        bad_tokens_per_ip_burst: 100,
+        idle_ms_max: limits::HTTP_HEAD_MS_MAX,
     }
 }
 
@@ -354,5 +359,35 @@ fn http_2_is_spoken_on_the_same_port() {
     stream.read_exact(&mut frame).expect("it answers");
     assert_eq!((frame[3], frame[4]), (4, 0), "SETTINGS");
     drop(stream);
+    api.stop();
+}
+
+#[test]
+fn an_http_2_connection_without_requests_is_closed() {
+    let mut config = config(4);
+    config.idle_ms_max = 50;
+    let api = Api::start(&config, |_| {}).expect("a port");
+    let mut stream = TcpStream::connect(api.local_addr()).expect("it listens");
+    stream.set_read_timeout(Some(Duration::from_secs(30))).expect("a time");
+    let opening = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    stream.write_all(opening).expect("it reads");
+    // It answers pings as a good client does, and says nothing more.
+    let mut kinds = Vec::new();
+    let until = Instant::now() + Duration::from_secs(30);
+    while Instant::now() < until {
+        let mut head = [0; 9];
+        if stream.read_exact(&mut head).is_err() {
+            break;
+        }
+        let length = usize::from(head[1]) << 8 | usize::from(head[2]);
+        let mut payload = vec![0; length];
+        stream.read_exact(&mut payload).expect("the whole frame");
+        kinds.push(head[3]);
+        if head[3] == 6 && head[4] == 0 {
+            head[4] = 1;
+            stream.write_all(&[&head[..], &payload].concat()).expect("it reads");
+        }
+    }
+    assert!(kinds.contains(&7), "GOAWAY: {kinds:?}");
     api.stop();
 }

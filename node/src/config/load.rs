@@ -18,6 +18,8 @@ const FILE_BYTES_MAX: u64 = 1024 * 1024;
 const ISSUERS_MAX: usize = 64;
 /// Most origins of web pages.
 const ORIGINS_MAX: usize = 64;
+/// Most trusted proxies, or networks of them.
+const PROXIES_MAX: usize = 64;
 /// Most keys of an issuer: each one may cost a signature check per token.
 const KEYS_PER_ISSUER_MAX: usize = 8;
 /// Least and most that `limits.frame_bytes_max` may be, by the protocol.
@@ -175,6 +177,8 @@ impl Config {
                 1,
                 COUNT_MAX,
             ),
+            ("limits.bad_tokens_per_ip_hour", l.bad_tokens_per_ip_hour.into(), 1, COUNT_MAX),
+            ("limits.bad_tokens_per_ip_burst", l.bad_tokens_per_ip_burst.into(), 1, COUNT_MAX),
             ("store.commit_gap (us)", self.store.commit_gap.as_us(), 0, 1_000_000),
             ("store.cache_bytes", self.store.cache_bytes, MIB, 1 << 40),
             ("store.memtable_bytes", self.store.memtable_bytes, MIB, 1 << 36),
@@ -206,6 +210,10 @@ impl Config {
         let is_ws = ws_url.starts_with("ws://") || ws_url.starts_with("wss://");
         if !ws_url.is_empty() && (!is_ws || ws_url.len() > URL_BYTES_MAX) {
             let message = "server.ws_url must begin with ws:// or wss://".to_owned();
+            return Err(ConfigError::Invalid(message));
+        }
+        if self.server.trusted_proxies.len() > PROXIES_MAX {
+            let message = format!("server.trusted_proxies has more than {PROXIES_MAX} entries");
             return Err(ConfigError::Invalid(message));
         }
         let files = [&self.tls.certificate, &self.tls.key];
@@ -380,6 +388,7 @@ mod tests {
         assert!(message("[limits]\naudit = 3").contains("limits.audit: invalid type"));
         assert!(message("[limits]\nwindow_pushes = 0").contains("limits.window_pushes is 0"));
         assert!(message("[auth]\nleeway = \"1d\"").contains("auth.leeway"));
+        assert!(message("[server]\ntrusted_proxies = ['x']").contains("server.trusted_proxies[0]"));
         assert!(message("[server").starts_with("c.toml:1: "));
     }
 

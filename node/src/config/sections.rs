@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use chatring_core::limits::ShardLimits;
 use serde::{Deserialize, Serialize};
 
-use super::Period;
+use super::{DatabaseUrl, Network, Period};
 use crate::gateway::{Driver, GatewayLimits};
 use crate::link::CLUSTER_KEY_FILE;
 use crate::store::embedded::{DiskKind, EmbeddedConfig};
@@ -57,6 +57,10 @@ pub struct Server {
     pub ws_url: String,
     /// Origins of web pages that browsers let use the HTTP API; `*` for all of them.
     pub cors_origins: Vec<String>,
+    /// Proxies that are believed when they say from whom an HTTP request comes.
+    pub trusted_proxies: Vec<Network>,
+    /// In which header they say it.
+    pub forwarded_header: ForwardedHeader,
     /// Shards, one thread each; 0 means one per core.
     pub shards: u16,
     /// What moves the bytes of the clients' sockets.
@@ -74,6 +78,8 @@ impl Default for Server {
             http: SocketAddr::from(([127, 0, 0, 1], 7401)),
             ws_url: String::new(),
             cors_origins: Vec::new(),
+            trusted_proxies: Vec::new(),
+            forwarded_header: ForwardedHeader::default(),
             shards: 0,
             driver: Driver::Auto,
             gather: Period::from_us(GATHER_US),
@@ -98,6 +104,18 @@ impl Default for Tls {
         let (certificate, key) = (PathBuf::new(), PathBuf::new());
         Tls { certificate, key, reload: Period::from_s(10) }
     }
+}
+
+/// The header in which proxies say from whom a request comes. The one that they do not write is not
+/// read, for a client may have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ForwardedHeader {
+    /// `X-Forwarded-For`.
+    #[default]
+    XForwardedFor,
+    /// `Forwarded` (RFC 7239).
+    Forwarded,
 }
 
 /// Bounds that protect the node from its peers.
@@ -162,6 +180,11 @@ pub struct Limits {
     pub http_connections_max: usize,
     /// HTTP connections of one address (IPv6: of one /64).
     pub http_connections_per_ip_max: usize,
+    /// Tokens of HTTP requests of one address (IPv6: of one /64) that may be no good, an hour, on
+    /// average.
+    pub bad_tokens_per_ip_hour: u32,
+    /// The same at once.
+    pub bad_tokens_per_ip_burst: u32,
 }
 
 impl Limits {
@@ -247,6 +270,8 @@ impl Default for Limits {
             frame_bytes_max: gateway.frame_bytes_max,
             http_connections_max: 16_384,
             http_connections_per_ip_max: 16_384,
+            bad_tokens_per_ip_hour: 36_000,
+            bad_tokens_per_ip_burst: 1_000,
         }
     }
 }
@@ -375,7 +400,7 @@ pub enum KeyAlgorithm {
 #[serde(default, deny_unknown_fields)]
 pub struct Accounts {
     /// URL of a PostgreSQL database; empty for SQLite in the data folder.
-    pub database: String,
+    pub database: DatabaseUrl,
     /// Connections to the database.
     pub database_connections_max: u32,
     /// Who may sign up.
@@ -414,7 +439,7 @@ impl Default for Accounts {
     /// Argon2id's parameters are those that OWASP names first (19 MiB, 2 passes, 1 lane).
     fn default() -> Accounts {
         Accounts {
-            database: String::new(),
+            database: DatabaseUrl::default(),
             database_connections_max: 8,
             sign_up: SignUps::Open,
             reserved_handles: Vec::new(),

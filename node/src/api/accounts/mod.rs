@@ -16,7 +16,6 @@
 //! [`Revocations`], which the verifier asks, so its tokens are refused at once here, and within
 //! half a second by other processes on the same database.
 
-mod bucket;
 mod db;
 mod devices;
 mod error;
@@ -43,7 +42,6 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tracing::warn;
 
-use self::bucket::{Buckets, Rate};
 pub use self::db::DATABASE_FILE;
 use self::db::{Db, Kind};
 pub use self::error::{AccountError, DatabaseError};
@@ -60,6 +58,7 @@ pub use self::types::{
     AccountId, Caller, Device, DeviceName, Friend, LogIn, Me, Page, Profile, ProfileChange, SignUp,
     SignedIn, SignedInState, SignedUp, Standing,
 };
+use crate::api::bucket::{Buckets, Rate};
 use crate::auth::Revocations;
 use crate::config;
 use crate::metrics::Metric;

@@ -1,7 +1,9 @@
 //! Signing up, logging in, renewing tokens, logging out.
 
 use axum::extract::State;
-use chatring_core::call::CallDevice;
+use bytes::Bytes;
+use chatring_core::call::{Answer as CallAnswer, CallDevice, CallRequest, CallSync};
+use chatring_core::cursor::Cursor;
 use chatring_core::effect::Identity;
 use chatring_wire::{DeviceId, ErrorCode, InstallationId};
 use ring::rand::{SecureRandom as _, SystemRandom};
@@ -78,6 +80,10 @@ pub(super) struct Session {
 pub(super) struct NodeOf {
     /// URL of its WebSocket; null while the API server knows none. It is in the next renewal then.
     ws: Option<String>,
+    /// The history that the cursors of the node belong to. A client keeps it beside its cursor:
+    /// while it is the same, the cursor is good here; otherwise all is given anew. Null if the
+    /// chat could not be asked.
+    resume: Option<String>,
 }
 
 pub(super) async fn sign_up(
@@ -168,10 +174,15 @@ async fn session_of(
     signed_in: SignedIn,
     user: User,
 ) -> Session {
+    let identity = identity_of(&signed_in);
     let device = match signed_in.device {
         Some(device) => Some(device),
-        None => number_device(state, accounts, &signed_in).await.ok(),
+        None => number_device(state, accounts, &signed_in, &identity).await.ok(),
     };
+    let resume = resume_of(state, &identity).await;
+    if let Some(tokens) = state.tokens() {
+        tokens.remember(&signed_in.access_token, unix_s());
+    }
     Session {
         access_token: signed_in.access_token,
         refresh_token: signed_in.refresh_token,
@@ -179,7 +190,7 @@ async fn session_of(
         user,
         device: device.map(|device| device.0),
         installation: InstallationText(signed_in.installation),
-        node: NodeOf { ws: state.ws() },
+        node: NodeOf { ws: state.ws(), resume },
     }
 }
 
@@ -189,20 +200,33 @@ async fn number_device(
     state: &Shared,
     accounts: &Accounts,
     signed_in: &SignedIn,
+    identity: &Identity,
 ) -> Result<DeviceId, Problem> {
     let SignedIn { account, installation, .. } = signed_in;
-    let now_s = unix_s();
-    let identity = Identity {
-        issuer: String::new(),
-        subject: account.to_string(),
-        issued_at_s: now_s,
-        expires_at_s: now_s + signed_in.expires_in_s,
-        installation: Some(*installation),
-    };
     let device = CallDevice::Installation(*installation);
-    let device = state.chat()?.sign_in(&identity, device).await?;
+    let device = state.chat()?.sign_in(identity, device).await?;
     accounts.number_device(account, installation, device).await?;
     Ok(device)
+}
+
+/// The history that the node's cursors belong to: that of the cursor of a sync that hardly gives
+/// anything.
+async fn resume_of(state: &Shared, identity: &Identity) -> Option<String> {
+    let sync = CallSync { cursor: Bytes::new(), limit: 1, wait_ms: 0 };
+    let call = state.chat().ok()?.call_as(identity, CallDevice::None, CallRequest::Sync(sync));
+    let CallAnswer::Synced(synced) = call.await.ok()? else { return None };
+    Cursor::decode(synced.cursor).map(|cursor| format!("{:016x}", cursor.history.0))
+}
+
+fn identity_of(signed_in: &SignedIn) -> Identity {
+    let now_s = unix_s();
+    Identity {
+        issuer: String::new(),
+        subject: signed_in.account.to_string(),
+        issued_at_s: now_s,
+        expires_at_s: now_s + signed_in.expires_in_s,
+        installation: Some(signed_in.installation),
+    }
 }
 
 /// The client's installation, or a new one, which the answer tells.

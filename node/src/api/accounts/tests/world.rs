@@ -63,7 +63,7 @@ impl World {
         let folder = match &place {
             Place::Sqlite(folder) => folder.clone(),
             Place::Postgres(url) => {
-                config.database.clone_from(url);
+                config.database = url.clone().into();
                 PathBuf::new()
             }
         };
