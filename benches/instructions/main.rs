@@ -1,7 +1,7 @@
 //! Counts the instructions of the hot cases and holds them against the kept baseline.
 //!
 //! ```text
-//! instructions                     every case; exit code 1 if one is more than 5 % worse
+//! instructions                     every case; exit code 1 if one is worse than may be
 //! instructions --case WORD         those whose name holds the word
 //! instructions --write REASON      the same, and writes what has changed into the baseline
 //! instructions --profile CASE      where the instructions of a case go

@@ -89,7 +89,7 @@ mod tests {
     fn the_kernel_tells_a_thread_that_runs_from_one_that_sleeps() {
         let me = rustix::thread::gettid().as_raw_nonzero().get();
         let until = Instant::now() + Duration::from_secs(30);
-        // The kernel accounts what a thread ran only as it goes: at a tick, or when it is taken off.
+        // The kernel accounts what a thread ran at a tick, or when it is taken off its core.
         while !matches!(state_of(me).expect("this thread"), (true, 1..)) {
             assert!(Instant::now() < until, "it runs");
         }
