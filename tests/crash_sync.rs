@@ -2,18 +2,15 @@
 //! Method: the real binary under strace, which delays each sync, counts them, or lets one fail.
 
 use std::os::unix::process::ExitStatusExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::common::load::{Load, verify};
-use crate::common::skip::{no_strace, skipped};
+use crate::common::skip::{no_strace, skipped, strace};
 use crate::common::{Node, NodeOptions};
 
 /// What the disk takes longer for each sync.
 const DELAY_US: u32 = 50_000;
-/// strace stops a process at each call that it watches, so a start under it takes longer; only the
-/// syncs are watched.
-const STRACE: [&str; 6] = ["strace", "-f", "--seccomp-bpf", "-qq", "-e", "signal=none"];
 
 #[test]
 fn an_ack_waits_for_the_sync_and_every_ack_has_one() {
@@ -71,11 +68,6 @@ fn a_failed_sync_ends_the_server_and_nothing_acked_is_missing_after_the_restart(
     let verified = verify(&node, &ledger);
     assert!(verified.is_good(), "{verified}");
     assert_eq!(verified.lines as u64, report.counts.acked);
-}
-
-fn strace(trace: &Path, words: &[&str]) -> Vec<String> {
-    let output = ["-o", trace.to_str().expect("text")];
-    STRACE.iter().chain(&output).chain(words).map(|word| (*word).to_owned()).collect()
 }
 
 /// Syncs of the store's journal that are done.

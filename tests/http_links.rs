@@ -1,7 +1,8 @@
 //! Goal: API servers of their own are as good as the one inside a node, however they, the node and
 //! the links between them come and go. Method: the real binary, on PostgreSQL.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
@@ -10,8 +11,9 @@ use chatring_wire::link::{ApiHandshake, ClusterKey, Formats, LinkError, NONCE_BY
 use serde_json::{Value, json};
 
 use crate::common::api::{ApiServer, attempt, linked_node};
+use crate::common::line::{Line, Trap};
 use crate::common::postgres::Postgres;
-use crate::common::skip::skipped;
+use crate::common::skip::{no_strace, skipped, strace};
 use crate::common::{Http, Node, chatring, figure, get, refusal};
 
 const PASSWORD: &str = "correct horse battery";
@@ -25,15 +27,14 @@ struct World {
     _postgres: Postgres,
 }
 
+fn postgres() -> Option<Postgres> {
+    let postgres = Postgres::start();
+    postgres.inspect_err(|reason| skipped(&format!("API servers alone: {reason}"))).ok()
+}
+
 fn world(apis: usize) -> Option<World> {
-    let postgres = match Postgres::start() {
-        Ok(postgres) => postgres,
-        Err(reason) => {
-            skipped(&format!("API servers alone: {reason}"));
-            return None;
-        }
-    };
-    let (node, config) = linked_node(&postgres.url());
+    let postgres = postgres()?;
+    let (node, config) = linked_node(&postgres.url(), Vec::new());
     let apis = (0..apis).map(|_| ApiServer::start(&node, &config)).collect();
     Some(World { apis, node, config, _postgres: postgres })
 }
@@ -252,6 +253,219 @@ fn a_node_that_is_killed_comes_back_to_its_api_servers_and_repeats_are_stored_on
     assert_eq!(http.post("/v1/sessions", &session).status, 200, "so are log-ins");
     world.node.restart();
     until("readiness", || readiness(urls[0]).0 == 200);
+}
+
+/// A node whose disk is slow, so that there is time between what it knows and what is stored, and
+/// two API servers whose lines to it can be broken.
+fn world_on_lines() -> Option<(World, [Line; 2])> {
+    let postgres = postgres()?;
+    let words = ["-e", "trace=fdatasync", "-e", "inject=fdatasync:delay_exit=50000"];
+    let wrapper = match no_strace() {
+        None => strace(Path::new("/dev/null"), &words),
+        Some(reason) => {
+            skipped(&format!("a slow disk: {reason}"));
+            Vec::new()
+        }
+    };
+    let (node, config) = linked_node(&postgres.url(), wrapper);
+    let link = node.ready()["link"].as_str().expect("an address");
+    let lines = [Line::to(link), Line::to(link)];
+    let nodes = |addr: &str| format!("nodes = [\"{addr}\"]");
+    let api = |line: &Line| {
+        let config = config.replace(&nodes(link), &nodes(&line.addr().to_string()));
+        ApiServer::start(&node, &config)
+    };
+    let apis = lines.iter().map(api).collect();
+    Some((World { apis, node, config, _postgres: postgres }, lines))
+}
+
+/// What the maker of a block was told so far: how many changes were begun and answered.
+#[derive(Default)]
+struct Told(AtomicU64);
+
+/// How it stands while nothing is begun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stands {
+    Free,
+    Blocked,
+    /// A change has no answer yet.
+    Changing,
+}
+
+impl Told {
+    /// A change is begun, or answered.
+    fn goes_on(&self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Does something; gives how it stood from before that until after it.
+    fn during<T>(&self, what: impl FnOnce() -> T) -> (Stands, T) {
+        let before = self.0.load(Ordering::SeqCst);
+        let done = what();
+        let stands = match before % 4 {
+            _ if self.0.load(Ordering::SeqCst) != before => Stands::Changing,
+            0 => Stands::Free,
+            2 => Stands::Blocked,
+            _ => Stands::Changing,
+        };
+        (stands, done)
+    }
+}
+
+/// Somebody who sends one message after the other, each until it is known what became of it.
+struct Sender<'a> {
+    api: &'a str,
+    token: &'a str,
+    channel: &'a str,
+    told: &'a Told,
+    over: &'a AtomicBool,
+    stored: AtomicU64,
+    held_up: AtomicU64,
+}
+
+impl Sender<'_> {
+    /// Gives what was stored, in this order.
+    fn send(&self) -> Vec<String> {
+        let mut stored = Vec::new();
+        let mut n = 0;
+        while !self.over.load(Ordering::SeqCst) {
+            let text = format!("m{n}");
+            match self.send_one(&text) {
+                true => {
+                    stored.push(text);
+                    self.stored.fetch_add(1, Ordering::SeqCst);
+                }
+                false => {
+                    self.held_up.fetch_add(1, Ordering::SeqCst);
+                }
+            }
+            n += 1;
+        }
+        stored
+    }
+
+    /// Whether it was stored, and not held up.
+    fn send_one(&self, text: &str) -> bool {
+        let (path, key) = (
+            format!("/v1/channels/{}/messages", self.channel),
+            format!("idempotency-key: {text}\r\n"),
+        );
+        let body = json!({ "text": text }).to_string();
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let ask = || attempt(self.api, Some(self.token), "POST", &path, &key, &body);
+            match self.told.during(ask) {
+                // What was begun after the answer to a block and is stored has slipped through.
+                (Stands::Blocked, Some((201, body))) => panic!("{text} slipped through: {body}"),
+                (Stands::Free, Some((403, body))) => panic!("{text} was held up: {body}"),
+                (_, Some((200 | 201, _))) => return true,
+                (_, Some((403, body))) => {
+                    assert_eq!(body["name"], "blocked", "{body}");
+                    return false;
+                }
+                (_, Some((429 | 503, _)) | None) => {}
+                (_, other) => panic!("{other:?}"),
+            }
+            assert!(Instant::now() < end, "nobody says what became of {text}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+/// Sets this when it is dropped, also if the test fails.
+struct AtEnd<'a>(&'a AtomicBool);
+
+impl Drop for AtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+/// Asks until there is the answer that is wanted; whoever is asked may have no link meanwhile.
+fn ask_until(http: &str, session: &Value, status: u16, method: &str, path: &str) -> Value {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let pause_ms = match attempt(http, Some(token(session)), method, path, "", "") {
+            Some((is, body)) if is == status => return body,
+            // Each attempt to block counts, whatever becomes of it.
+            Some((429, body)) => body["retry_after_ms"].as_u64().expect("a time"),
+            Some((503, _)) | None => 100,
+            Some(other) => panic!("{other:?}"),
+        };
+        assert!(Instant::now() < end, "{method} {path} is not answered");
+        std::thread::sleep(Duration::from_millis(pause_ms));
+    }
+}
+
+#[test]
+fn a_block_holds_from_its_answer_on_wherever_the_link_breaks_and_whenever_the_node_dies() {
+    let Some((mut world, lines)) = world_on_lines() else { return };
+    let urls: Vec<String> = world.apis.iter().map(|api| api.http().to_owned()).collect();
+    let (alice, bob) = (sign_up(&urls[0], "alice"), sign_up(&urls[1], "bob"));
+    let channel = open(&urls[0], &alice, "bob");
+    let (over, told) = (AtomicBool::new(false), Told::default());
+    let sender = Sender {
+        api: &urls[1],
+        token: token(&bob),
+        channel: &channel,
+        told: &told,
+        over: &over,
+        stored: AtomicU64::new(0),
+        held_up: AtomicU64::new(0),
+    };
+    let rises = |what: &str, count: &AtomicU64| {
+        let enough = count.load(Ordering::SeqCst) + 3;
+        until(what, || over.load(Ordering::SeqCst) || count.load(Ordering::SeqCst) >= enough);
+    };
+    let path = format!("/v1/channels/{channel}");
+    let head = || ask_until(&urls[1], &alice, 200, "GET", &path)["head"].clone();
+    let after = |ms| move |pid| Trap::KilledAfterCall(pid, Duration::from_millis(ms));
+    let traps: [&dyn Fn(_) -> Trap; 8] = [
+        &|_| Trap::CallLost,
+        &|_| Trap::CallArrived,
+        &|_| Trap::AnswerLost,
+        &after(0),
+        &after(60),
+        &after(120),
+        &Trap::KilledAfterAnswer,
+        &Trap::KilledAfterAnswer,
+    ];
+    let stored = std::thread::scope(|scope| {
+        let _over = AtEnd(&over);
+        let sends = scope.spawn(|| {
+            let _over = AtEnd(&over);
+            sender.send()
+        });
+        for (round, trap) in traps.iter().enumerate() {
+            let mut at_block = Value::Null;
+            for method in ["PUT", "DELETE"] {
+                rises("messages", if method == "PUT" { &sender.stored } else { &sender.held_up });
+                if method == "DELETE" {
+                    assert_eq!(head(), at_block, "round {round}: nothing is stored meanwhile");
+                }
+                let trap = trap(world.node.pid());
+                lines[1].set(Trap::CallArrived);
+                lines[0].set(trap);
+                told.goes_on();
+                let change = scope.spawn(|| {
+                    ask_until(&urls[0], &alice, 204, method, "/v1/blocks/bob");
+                    told.goes_on();
+                });
+                if matches!(trap, Trap::KilledAfterCall(..) | Trap::KilledAfterAnswer(_)) {
+                    until("an end of the node", || lines[0].is_sprung());
+                    world.node.restart();
+                }
+                change.join().expect("an answer");
+                at_block = head();
+            }
+        }
+        rises("messages", &sender.stored);
+        over.store(true, Ordering::SeqCst);
+        sends.join().expect("all is as it was told")
+    });
+    assert_eq!(history(&urls[0], &bob, &channel), stored);
+    let blocks = ask_until(&urls[0], &alice, 200, "GET", "/v1/blocks");
+    assert_eq!(blocks["users"], json!([]), "the last answer counts");
 }
 
 #[test]

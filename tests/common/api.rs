@@ -16,14 +16,15 @@ use super::{Node, NodeOptions, executable};
 const PATIENCE: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(10);
 
-/// A node that takes links, and the configuration of API servers for it.
-pub fn linked_node(database: &str) -> (Node, String) {
+/// A node that takes links, under these words (`strace …`) or none, and the configuration of API
+/// servers for it.
+pub fn linked_node(database: &str, wrapper: Vec<String>) -> (Node, String) {
     let link = format!("127.0.0.1:{}", free_port());
     let config = format!(
         "[accounts]\ndatabase = \"{database}\"\npassword_memory_kib = 64\npassword_passes = 1\n\
          [link]\nlisten = \"{link}\"\n[cluster]\nnodes = [\"{link}\"]\n"
     );
-    let options = NodeOptions { config: Some(config.clone()), ..NodeOptions::default() };
+    let options = NodeOptions { config: Some(config.clone()), wrapper, ..NodeOptions::default() };
     (Node::start_with(options), config)
 }
 

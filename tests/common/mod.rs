@@ -2,6 +2,7 @@
 
 pub mod api;
 mod http;
+pub mod line;
 pub mod load;
 mod node;
 mod people;

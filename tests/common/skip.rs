@@ -1,7 +1,10 @@
 //! Tests that need more of the machine than others say so when it is not there.
 
 use std::io::Write as _;
+use std::path::Path;
 use std::process::{Command, Stdio};
+
+const STRACE: [&str; 6] = ["strace", "-f", "--seccomp-bpf", "-qq", "-e", "signal=none"];
 
 /// Says aloud why a test does not run here: past the test harness, which swallows what a good test
 /// prints.
@@ -25,4 +28,11 @@ pub fn no_strace() -> Option<&'static str> {
     let probe =
         ["strace", "-f", "-e", "trace=fdatasync", "-e", "inject=fdatasync:delay_exit=1", "true"];
     (!succeeds(&probe)).then_some("ptrace is not allowed here")
+}
+
+/// `strace` with these words, for the words of a command to follow. It stops a process at each call
+/// that it watches, so a start under it takes longer; what to watch and to inject is in the words.
+pub fn strace(trace: &Path, words: &[&str]) -> Vec<String> {
+    let output = ["-o", trace.to_str().expect("text")];
+    STRACE.iter().chain(&output).chain(words).map(|word| (*word).to_owned()).collect()
 }
