@@ -17,12 +17,17 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use serde_json::{Value, json};
 
+use crate::common::api::{ApiServer, linked_node};
+use crate::common::postgres::Postgres;
+use crate::common::skip::skipped;
 use crate::common::tls::Certificate;
-use crate::common::{Http, Node, NodeOptions, figure};
+use crate::common::{Http, Node, NodeOptions, figure, figure_at};
 
 /// Time in which anything must have happened.
 const PATIENCE: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(20);
+/// Least time between two fetches.
+const PAUSE_S: u64 = 1;
 
 struct Signer {
     kid: String,
@@ -127,11 +132,15 @@ fn serve(mut stream: impl Read + Write, answer: &str) -> std::io::Result<()> {
 }
 
 fn node(jwks: &str, more: &str) -> Node {
-    let config = format!(
-        "[auth]\njwks_refresh = \"5s\"\n{more}\n\
+    let config = Some(config(jwks, more));
+    Node::start_with(NodeOptions { config, ..NodeOptions::default() })
+}
+
+fn config(jwks: &str, more: &str) -> String {
+    format!(
+        "[auth]\njwks_refresh = \"{PAUSE_S}s\"\njwks_pause = \"{PAUSE_S}s\"\n{more}\n\
          [[auth.issuers]]\nname = \"idp\"\naudience = \"chat\"\njwks = {jwks:?}\n"
-    );
-    Node::start_with(NodeOptions { config: Some(config), ..NodeOptions::default() })
+    )
 }
 
 fn status(node: &Node, token: &str) -> u16 {
@@ -200,7 +209,7 @@ fn a_flood_of_unknown_keys_does_not_reach_the_provider() {
             assert!([401, 503].contains(&answer.status), "{answer:?}");
         }
     }
-    let most = 2 + start.elapsed().as_secs() / 5;
+    let most = 2 + start.elapsed().as_secs() / PAUSE_S;
     let asked = provider.asked() - before;
     assert!(asked <= most, "asked {asked} times in {:?}", start.elapsed());
     assert_eq!(status(&node, &known.token("chat")), 200);
@@ -232,4 +241,25 @@ fn keys_in_a_file_are_read_at_the_start_and_again() {
     assert!(check().status.success());
     std::fs::write(&path, "{}").expect("a file");
     assert!(crate::common::refusal(&check()).contains("keys.json"));
+}
+
+#[test]
+fn an_api_server_alone_has_the_keys_and_tells_of_them() {
+    let postgres = match Postgres::start() {
+        Ok(postgres) => postgres,
+        Err(reason) => return skipped(&format!("API servers alone: {reason}")),
+    };
+    let provider = Provider::start(None);
+    let known = signer("known");
+    provider.publish(&[&known]);
+    let (node, linked) = linked_node(&postgres.url(), Vec::new());
+    let api = ApiServer::start(&node, &(config(&provider.url, "") + &linked));
+    let of_api = |name: &str| figure_at(api.http(), &format!("chatring_auth_jwks_{name}"));
+    until("the first fetch", || of_api("keys") == 1.0);
+    let served = Http::connect(api.http()).token(&known.token("chat")).get("/v1/channels").status;
+    assert_eq!(served, 200);
+    provider.say("500 Internal Server Error", "");
+    until("a failure", || of_api("failures_total") >= 1.0);
+    assert!(of_api("fetches_total") >= 2.0);
+    assert_eq!(of_api("keys"), 1.0, "they stay");
 }

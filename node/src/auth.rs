@@ -26,8 +26,8 @@ use serde::de::IgnoredAny;
 use serde_json::{Number, Value};
 use thiserror::Error;
 
-use self::jwks::Said;
-pub use self::jwks::{JWKS_BYTES_MAX, JWKS_PAUSE_S, JwksError, KeySet, Source};
+pub use self::jwks::{JWKS_BYTES_MAX, JwksError, KeySet, Source};
+use self::jwks::{Pace, Said};
 pub use self::revoked::{Family, Revocations};
 use crate::config::{self, Auth, IssuerKey, KeyAlgorithm};
 use crate::metrics::{Metric, MetricValue};
@@ -401,8 +401,11 @@ fn key_set(issuer: &config::Issuer, named: &str, auth: &Auth) -> Result<KeySet, 
         }
         false => Source::File(PathBuf::from(named)),
     };
-    let refresh = Duration::from_millis(auth.jwks_refresh.as_ms());
-    let set = KeySet::new(&issuer.name, source, &issuer.algorithms, refresh);
+    let pace = Pace {
+        refresh: Duration::from_millis(auth.jwks_refresh.as_ms()),
+        pause: Duration::from_millis(auth.jwks_pause.as_ms()),
+    };
+    let set = KeySet::new(&issuer.name, source, &issuer.algorithms, pace);
     if let Source::File(path) = set.source() {
         let taken = set.take(read_jwks(path), 0);
         taken.map_err(|error| AuthError::Jwks { place: named.to_owned(), error })?;

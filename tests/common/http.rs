@@ -30,9 +30,14 @@ pub fn get(http: &str, path: &str) -> Answer {
     Answer { status: status.expect("a status"), body: body.to_owned() }
 }
 
-/// A figure of a server's `/metrics`, by its whole name.
+/// A figure of a node's `/metrics`, by its whole name.
 pub fn figure(node: &Node, name: &str) -> f64 {
-    let text = get(node.http(), "/metrics").body;
+    figure_at(node.http(), name)
+}
+
+/// The same of any server, by its address.
+pub fn figure_at(http: &str, name: &str) -> f64 {
+    let text = get(http, "/metrics").body;
     let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     value.unwrap_or_else(|| panic!("no {name} in\n{text}")).parse().expect("a number")
 }

@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::time::Duration;
 
-pub use self::http::{Http, figure, get};
+pub use self::http::{Http, figure, figure_at, get};
 pub use self::node::{DRAIN_MAX, Node, NodeOptions};
 pub use self::people::{Bystanders, Person, run};
 

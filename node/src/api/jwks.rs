@@ -17,7 +17,7 @@ use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
 use super::extract::unix_ms;
-use crate::auth::{JWKS_BYTES_MAX, JWKS_PAUSE_S, JwksError, KeySet, Source};
+use crate::auth::{JWKS_BYTES_MAX, JwksError, KeySet, Source};
 
 /// Time that a fetch may take.
 const FETCH_MS_MAX: u64 = 10_000;
@@ -36,18 +36,18 @@ pub(super) async fn keep(set: Arc<KeySet>) {
                     info!(issuer = set.issuer(), keys, "keys of an issuer are in use");
                 }
                 failed = false;
-                set.refresh()
+                set.pace().refresh
             }
             Err(error) => {
                 if !std::mem::replace(&mut failed, true) {
                     let issuer = set.issuer();
                     warn!(issuer, keys = before, "keys of an issuer cannot be had: {error}");
                 }
-                set.refresh().min(Duration::from_millis(RETRY_MS))
+                set.pace().refresh.min(Duration::from_millis(RETRY_MS))
             }
         };
         // Whatever tokens ask for, the issuer is not asked more often.
-        let least = Duration::from_secs(JWKS_PAUSE_S);
+        let least = set.pace().pause;
         sleep(least).await;
         let _ = timeout(pause.saturating_sub(least), set.asked().recv_async()).await;
     }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  token with an unknown kid ─▶ asks for the set, unless it is fresh ─▶ "not now" or "invalid"
-//!  fetcher (one per issuer, never more often than every 5 s) ─▶ parse ─▶ keys, replaced at once
+//!  fetcher (one per issuer, never more often than its pace) ─▶ parse ─▶ keys, replaced at once
 //!                                                            └ fails: the keys before stay
 //! ```
 
@@ -27,8 +27,6 @@ pub const JWKS_BYTES_MAX: usize = 256 * 1024;
 /// Most keys of a set. One that a token does not choose by its `kid` is not tried, so they cost
 /// memory alone.
 const JWKS_KEYS_MAX: usize = 64;
-/// Least time between two fetches of a set, whatever tokens ask for.
-pub const JWKS_PAUSE_S: u64 = 5;
 /// Smallest and largest modulus of an RSA key.
 const RSA_BYTES: std::ops::RangeInclusive<usize> = 256..=1024;
 
@@ -36,7 +34,7 @@ const RSA_BYTES: std::ops::RangeInclusive<usize> = 256..=1024;
 pub struct KeySet {
     issuer: String,
     source: Source,
-    refresh: Duration,
+    pace: Pace,
     allowed: Vec<Algorithm>,
     keys: RwLock<Arc<[Key]>>,
     /// Unix second at which the last fetch was over; 0 before.
@@ -45,6 +43,15 @@ pub struct KeySet {
     asked: flume::Receiver<()>,
     fetches: AtomicU64,
     failures: AtomicU64,
+}
+
+/// How often a set is fetched.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// Without being asked for.
+    pub refresh: Duration,
+    /// Least time between two fetches, whatever tokens ask for; at least a second.
+    pub pause: Duration,
 }
 
 /// Where a set is.
@@ -92,7 +99,7 @@ impl KeySet {
         issuer: &str,
         source: Source,
         algorithms: &[KeyAlgorithm],
-        refresh: Duration,
+        pace: Pace,
     ) -> KeySet {
         let allowed = algorithms.iter().filter_map(|name| match name {
             // A secret is nothing that a set may tell.
@@ -105,7 +112,7 @@ impl KeySet {
         KeySet {
             issuer: issuer.to_owned(),
             source,
-            refresh,
+            pace,
             allowed: allowed.collect(),
             keys: RwLock::new(Arc::new([])),
             fetched_s: AtomicU64::new(0),
@@ -126,9 +133,9 @@ impl KeySet {
         &self.source
     }
 
-    /// How often it is fetched without being asked for.
-    pub fn refresh(&self) -> Duration {
-        self.refresh
+    /// How often it is fetched.
+    pub fn pace(&self) -> Pace {
+        self.pace
     }
 
     /// Has a word in it as soon as a token needs a newer set.
@@ -178,7 +185,8 @@ impl KeySet {
             None if !self.allowed.contains(&token.header.alg) => Said::Bad,
             None => {
                 let fetched_s = self.fetched_s.load(Ordering::Relaxed);
-                if unix_s.saturating_sub(fetched_s) < JWKS_PAUSE_S && !keys.is_empty() {
+                if unix_s.saturating_sub(fetched_s) < self.pace.pause.as_secs() && !keys.is_empty()
+                {
                     return Said::Bad;
                 }
                 let _ = self.ask.try_send(());

@@ -137,6 +137,7 @@ impl Config {
     fn check(&self) -> Result<(), ConfigError> {
         let l = &self.limits;
         let a = &self.accounts;
+        let pause_ms = self.auth.jwks_pause.as_ms();
         let (body, high) = (BODY_BYTES_MAX as u64, l.unsent_bytes_high as u64);
         let lanes = u64::from(a.password_lanes.min(64));
         let ranges = [
@@ -185,7 +186,8 @@ impl Config {
             ("store.reserve_bytes", self.store.reserve_bytes, 0, 1 << 50),
             ("link.calls_max", self.link.calls_max as u64, 1, COUNT_MAX),
             ("auth.leeway (ms)", self.auth.leeway.as_ms(), 0, 300_000),
-            ("auth.jwks_refresh (ms)", self.auth.jwks_refresh.as_ms(), 5_000, 86_400_000),
+            ("auth.jwks_pause (ms)", pause_ms, 1_000, 3_600_000),
+            ("auth.jwks_refresh (ms)", self.auth.jwks_refresh.as_ms(), pause_ms, 86_400_000),
             ("accounts.database_connections_max", a.database_connections_max.into(), 2, 1_000),
             ("accounts.access_ttl (s)", a.access_ttl.as_s(), 10, 86_400),
             ("accounts.refresh_ttl (s)", a.refresh_ttl.as_s(), 60, 10 * 365 * 86_400),

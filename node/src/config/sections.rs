@@ -326,6 +326,8 @@ pub struct Auth {
     pub leeway: Period,
     /// How often issuers' key sets are fetched, beside when a token has a key that is not known.
     pub jwks_refresh: Period,
+    /// Least time between two fetches of a key set, whatever tokens ask for.
+    pub jwks_pause: Period,
     /// A PEM file with the certificates to trust at `https` URLs of key sets; empty for those that
     /// the machine trusts.
     pub ca: PathBuf,
@@ -338,6 +340,7 @@ impl Default for Auth {
         Auth {
             leeway: Period::from_s(5),
             jwks_refresh: Period::from_s(10 * 60),
+            jwks_pause: Period::from_s(5),
             ca: PathBuf::new(),
             issuers: Vec::new(),
         }

@@ -60,11 +60,12 @@ pub fn run_api(
     });
     api.keep_links(links.clone());
     open_accounts(&api, config, token_key, verifier.revocations())?;
+    let (scraped, tokens) = (links.clone(), Arc::clone(&verifier));
     api.set_node(NodeParts { verifier, shards: Some(Shards::Linked(links.clone())) });
-    let scraped = links.clone();
     api.set_scrape(Box::new(move || {
         let mut metrics = of_process(started);
         metrics.extend(scraped.metrics());
+        metrics.extend(tokens.metrics());
         metrics.extend(tls.iter().flat_map(|tls| tls.metrics()));
         metrics
     }));
