@@ -13,6 +13,7 @@ use crate::call::{Answer, CallId, Decision};
 use crate::effect::Identity;
 use crate::keys;
 use crate::kv::Write;
+use crate::sabotage::Break;
 use crate::session::BUSY_RETRY_MS;
 use crate::shard::{Shard, Tag};
 use crate::values::DeviceStanding;
@@ -50,6 +51,7 @@ impl Shard {
     /// Carries a decision out. The user's rows are in memory, and are its own.
     pub(crate) fn carry_out(&mut self, call: CallId, uid: Uid, decision: Decision) {
         let store = self.ready().store;
+        let breaks = self.config.breaks;
         let has_room = self.lane.as_ref().is_some_and(|lane| lane.has_room());
         let Some(rows) = self.users.get_mut(&uid).and_then(|user| user.rows.as_mut()) else {
             return self.answer_call(call, Err(Failure::new(ErrorCode::Internal)));
@@ -69,6 +71,8 @@ impl Shard {
                     row.standing = DeviceStanding::Revoked;
                     row.write(keys::device(uid, device), store)
                 });
+                let write = write.filter(|_| !breaks.has(Break::RemovalForgotten));
+                let device = device.filter(|_| !breaks.has(Break::RemovedGoesOn));
                 (device.map(Whose::Device), u64::MAX - 1, write)
             }
             Decision::Relation(relation) => return self.relate(call, uid, relation),

@@ -41,11 +41,15 @@ pub enum Break {
     BlockNotChecked,
     /// A block is answered before it is stored.
     BlockAnsweredEarly,
+    /// The session of a device that is removed goes on.
+    RemovedGoesOn,
+    /// That a device was removed is not stored.
+    RemovalForgotten,
 }
 
 impl Break {
     /// All of them, in the order of the enum.
-    pub const ALL: [Break; 15] = [
+    pub const ALL: [Break; 17] = [
         Break::AckBeforeCommit,
         Break::NoDedupe,
         Break::StaleDedupeMap,
@@ -61,6 +65,8 @@ impl Break {
         Break::WakeUpDropped,
         Break::BlockNotChecked,
         Break::BlockAnsweredEarly,
+        Break::RemovedGoesOn,
+        Break::RemovalForgotten,
     ];
 
     /// The name on the command line.
@@ -81,6 +87,8 @@ impl Break {
             Break::WakeUpDropped => "wake-up-dropped",
             Break::BlockNotChecked => "block-not-checked",
             Break::BlockAnsweredEarly => "block-answered-early",
+            Break::RemovedGoesOn => "removed-goes-on",
+            Break::RemovalForgotten => "removal-forgotten",
         }
     }
 }
@@ -114,7 +122,7 @@ pub struct UnknownBreak {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Breaks {
     #[cfg(feature = "sabotage")]
-    bits: u16,
+    bits: u32,
 }
 
 impl Breaks {
@@ -127,7 +135,7 @@ impl Breaks {
     /// Whether this break is on.
     #[cfg(feature = "sabotage")]
     pub const fn has(self, which: Break) -> bool {
-        self.bits & (1 << which as u16) != 0
+        self.bits & (1 << which as u32) != 0
     }
 
     /// Whether this break is on: never, in a build without the feature `sabotage`.
@@ -141,7 +149,7 @@ impl Breaks {
     #[cfg(feature = "sabotage")]
     #[must_use]
     pub const fn with(self, which: Break) -> Breaks {
-        Breaks { bits: self.bits | 1 << which as u16 }
+        Breaks { bits: self.bits | 1 << which as u32 }
     }
 }
 

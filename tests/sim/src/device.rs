@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use chatring_client::cache::CacheImage;
-use chatring_client::session::{Config, Event, Keep, Millis, Session, Start, Ticket};
+use chatring_client::session::{Config, End, Event, Keep, Millis, Session, Start, Ticket};
 use chatring_core::cursor::{Cursor, Position};
 use chatring_wire::frame::{MessageKind, UserRef};
 use chatring_wire::{Cid, ClientFrame, Cmid, InstallationId, Seq, ServerFrame, Uid};
@@ -68,6 +68,10 @@ pub struct Device {
     /// Whether it may be given again what it has: it has lost its session, or was told to drop its
     /// cache.
     pub forgot: bool,
+    /// Whether its accounts have removed it.
+    pub is_removed: bool,
+    /// Whether it has learned that.
+    pub has_ended: bool,
     sent: u64,
     open_sends: BTreeMap<Cmid, usize>,
 }
@@ -96,6 +100,8 @@ impl Device {
             channels: Vec::new(),
             opening: BTreeMap::new(),
             forgot: false,
+            is_removed: false,
+            has_ended: false,
             sent: 0,
             open_sends: BTreeMap::new(),
         }
@@ -108,6 +114,7 @@ impl Device {
         self.known = self.image.channels.iter().map(|(cid, record)| (*cid, record.head)).collect();
         self.opening.clear();
         self.forgot = true;
+        self.has_ended = false;
     }
 
     /// Sends the next text to a channel.
@@ -163,6 +170,7 @@ impl Device {
             Event::Stored { cmid, seq, .. } => self.outcome(cmid, Outcome::Stored(seq))?,
             Event::SendRefused { cmid, .. } => self.outcome(cmid, Outcome::Refused)?,
             Event::CacheDropped => self.forgot = true,
+            Event::Ended(End::Token(_)) if self.is_removed => self.has_ended = true,
             Event::Ended(end) => return Err(format!("{} ended: {end}", self.name)),
             Event::Skipped { cid, from, to } => {
                 return Err(format!("{} skipped {from:?} to {to:?} of {cid:?}", self.name));

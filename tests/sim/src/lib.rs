@@ -15,6 +15,10 @@
 //! In half of the seeds users block one another, and lift that. No message of the two may be stored
 //! between the answer to a block and its end.
 //!
+//! In half of the seeds the accounts remove devices. From the answer on a device's session is over
+//! within a second, nothing that it sends is acknowledged or stored, and it is not let in again,
+//! while everybody else goes on.
+//!
 //! Everything that may vary is drawn from the seed: sizes, faults, crashes, absences, clocks. A run
 //! ends with a quiet time without faults, after which every client must know everything that is
 //! stored, and everything that was acknowledged must be stored, once and in its device's order.
@@ -29,6 +33,7 @@ mod node;
 mod old_channels;
 mod plan;
 mod poller;
+mod removals;
 mod seen;
 mod world;
 

@@ -154,6 +154,11 @@ impl Node {
         }
     }
 
+    /// Whether a connection has said `hello`, and neither side has ended it.
+    pub fn has(&self, session: SessionId) -> bool {
+        self.homes.contains_key(&session)
+    }
+
     /// The node learns that a connection is gone.
     pub fn detached(&mut self, session: SessionId) {
         if let Some(home) = self.homes.remove(&session) {

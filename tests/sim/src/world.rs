@@ -22,6 +22,7 @@ use crate::device::{Device, Outcome};
 use crate::node::{Node, Said};
 use crate::old_channels;
 use crate::plan::Plan;
+use crate::removals::Removals;
 
 /// Unix time at the start of a run.
 const UNIX_START_MS: u64 = 1_800_000_000_000;
@@ -64,6 +65,7 @@ struct World {
     devices: Vec<Device>,
     callers: Callers,
     accounts: Accounts,
+    removals: Removals,
     links: BTreeMap<usize, Link>,
     gone: Vec<(u64, SessionId)>,
     next_session: u64,
@@ -116,6 +118,7 @@ impl World {
             node: Node::new(&plan),
             callers: Callers::new(&plan),
             accounts: Accounts::new(&plan),
+            removals: Removals::new(&plan),
             crash_ms: (plan.crash_ms > 0).then(|| 500 + dice.below(plan.crash_ms * 2)),
             clock_ms: (plan.clock_ms > 0).then(|| dice.below(plan.clock_ms * 2)),
             plan,
@@ -159,8 +162,8 @@ impl World {
             }
         }
         self.accounts.held(&self.node.store, &self.channels, &self.uids)?;
-        let pollers = &self.callers.pollers;
-        check::everything(&self.node.store, &self.channels, &self.devices, pollers)
+        let (pollers, removals) = (&self.callers.pollers, &self.removals);
+        check::everything(&self.node.store, &self.channels, &self.devices, pollers, removals)
     }
 
     fn note(&mut self, what: &str) {
@@ -183,6 +186,7 @@ impl World {
         self.deliver_to_server()?;
         self.callers.act(self.now_ms, self.quiet, &self.plan, &mut self.node);
         self.accounts.act(self.now_ms, self.quiet, self.plan.users, &mut self.node);
+        self.removals.act(self.now_ms, self.quiet, &mut self.devices, &mut self.node);
         self.node.work(self.now(), &mut self.dice);
         self.store_works();
         self.node.work(self.now(), &mut self.dice);
@@ -191,6 +195,7 @@ impl World {
         }
         self.carry_what_was_said()?;
         self.deliver_to_pollers()?;
+        self.removals.have_ended(self.now_ms, &self.devices, &self.node)?;
         self.deliver_to_clients()
     }
 
@@ -200,6 +205,7 @@ impl World {
         at(self.node.deadline_ms());
         at(self.callers.next_ms(self.quiet));
         at(self.accounts.next_ms(self.quiet));
+        at(self.removals.next_ms(self.quiet));
         at(self.publish_ms);
         at(self.start_ms);
         if !self.quiet {
@@ -290,6 +296,7 @@ impl World {
         self.note("crash");
         self.callers.node_died(self.now_ms);
         self.accounts.node_died();
+        self.removals.node_died();
         // Some clients notice at once, some only when nothing answers any more.
         for link in self.links.values_mut() {
             link.to_server.clear();
@@ -315,6 +322,14 @@ impl World {
     }
 
     fn act(&mut self, index: usize) {
+        if self.devices[index].has_ended {
+            // Whoever has it starts it again.
+            if self.dice.happens(50) {
+                self.devices[index].dies_next = true;
+                self.note("removal: comes back");
+            }
+            return;
+        }
         let now = Millis(self.now_ms);
         let [cut, stall, away, restart] =
             [self.plan.cut, self.plan.stall, self.plan.away, self.plan.restart];
@@ -544,7 +559,14 @@ impl World {
         let (now_ms, plan, channels) = (self.now_ms, &self.plan, &self.channels);
         self.callers.hear(now_ms, self.quiet, plan, &mut self.node, channels)?;
         for (call, answer) in self.callers.to_accounts.drain(..) {
-            self.accounts.answered(now_ms, call, &answer, &self.node);
+            if !Removals::made(call) {
+                self.accounts.answered(now_ms, call, &answer, &self.node);
+                continue;
+            }
+            let greeted = |device| self.links.get(&device).filter(|link| link.greeted);
+            let session = |device| greeted(device).map(|link| link.session);
+            let (devices, node) = (&self.devices, &mut self.node);
+            self.removals.answered(now_ms, call, &answer, devices, session, node);
         }
         self.opened.append(&mut self.callers.opened);
         Ok(())
@@ -591,6 +613,10 @@ impl World {
         let device = &mut self.devices[index];
         device.told(frame);
         match frame {
+            ServerFrame::Welcome(_) => {
+                let session = self.links.get(&index).map_or(SessionId(0), |link| link.session);
+                self.removals.lets_in(index, &device.name, session)?;
+            }
             ServerFrame::Syncing { cache: CacheAction::Replace, .. } => {
                 device.since = Position::START;
             }
@@ -659,7 +685,11 @@ impl World {
         self.node.is_up()
             && self.callers.are_settled()
             && self.accounts.are_settled()
+            && self.removals.are_settled()
             && self.devices.iter().all(|device| {
+                if device.is_removed {
+                    return device.has_ended;
+                }
                 device.session.is_synced()
                     && device.session.outbox_len() == 0
                     && device.sends.iter().all(|send| send.outcome != Outcome::Open)
@@ -687,6 +717,7 @@ impl World {
             .collect();
         let mut met = self.met.clone();
         met.extend(self.accounts.met.iter().map(|(what, count)| ((*what).to_owned(), *count)));
+        met.extend(self.removals.met.iter().map(|(what, count)| ((*what).to_owned(), *count)));
         met.extend(self.callers.met.iter().map(|(what, count)| ((*what).to_owned(), *count)));
         let acks = self.acks + self.callers.acks;
         Report { acks, faults, virtual_ms: self.now_ms, met }
