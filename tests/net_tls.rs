@@ -13,7 +13,7 @@ use rustls::pki_types::ServerName;
 use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, ClientConnection, ProtocolVersion, RootCertStore};
 
-use crate::common::load::{Load, verify};
+use crate::common::load::{Load, refused_http, verify};
 use crate::common::tls::{self, Certificate};
 use crate::common::{Bystanders, Node, NodeOptions, Person, executable, run};
 
@@ -324,12 +324,31 @@ fn the_terminal_and_the_load_generator_speak_tls() {
         until("the end of the chat", || chat.try_wait().expect("a child of this process"));
         bob.leave().await;
     });
-    chatring_loadgen::connection::trust(&ca).expect("a certificate");
+    chatring_loadgen::link::trust(&ca).expect("a certificate");
     let ledger = node.folder().join("ledger");
     let load = Load::start(&node, &ledger, "--users 20 --rate 200 --duration 1s --warmup 200ms");
     let report = load.report();
     assert!(report.is_good(), "{report}");
     assert!(verify(&node, &ledger).is_good());
+
+    // Over HTTP, each way of receiving.
+    let ledger = node.folder().join("ledger-http");
+    let load = "--users 20 --rate 200 --duration 2s --warmup 200ms --receive mix \
+                --change-every 100ms --poll-every 20ms";
+    let report = Load::start_http(&node, &ledger, load).report();
+    assert!(report.is_good() && report.errors == 0, "{report}");
+    assert!(report.reconnects >= 20, "the ways change, {report}");
+    let verified = verify(&node, &ledger);
+    assert!(verified.is_good(), "{verified}");
+    assert_eq!(verified.lines as u64, report.counts.acked);
+
+    // A certificate of somebody else ends a run before it begins.
+    Certificate::make(2101).put(node.folder());
+    let new = node.trust().expect("it speaks TLS");
+    node.signal(Signal::HUP);
+    until("the new certificate", || tls::connect_with(node.http(), Arc::clone(&new)).ok());
+    let reason = refused_http(&node, &ledger, "--users 2 --rate 2 --duration 1s --receive sse");
+    assert!(reason.starts_with("invalid peer certificate"), "{reason}");
 }
 
 fn chat(node: &Node, ca: &PathBuf) -> std::process::Child {

@@ -1,12 +1,9 @@
 //! One side of a WebSocket connection to a node, whose bytes are counted per kind of frame.
 
 use std::io;
-use std::path::Path;
-use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use chatring_client::tls::{RootsError, TlsError, TlsScratch, TlsSession, client_config};
+use chatring_client::tls::TlsError;
 use chatring_wire::codec::{ClientCodec, Outgoing, Subprotocol};
 use chatring_wire::frame::{ClientFrame, ServerFrame};
 use chatring_wire::limits::{FRAME_BYTES_MAX, HANDSHAKE_BYTES_MAX};
@@ -15,20 +12,11 @@ use chatring_wire::ws::{
     MaskKey, MessageKind, Role, WsError,
 };
 use chatring_wire::{CloseCode, WireError};
-use rustls::ClientConfig;
-use rustls::pki_types::ServerName;
 use thiserror::Error;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 
+use crate::link::{CONNECT_MAX, Link, LinkError, Sealed};
 use crate::stamp::Mixer;
 use crate::tally::{self, Tally};
-
-/// What is spoken through TLS.
-const ALPN: &[&[u8]] = &[b"http/1.1"];
-
-/// How long a connection may take to stand.
-const CONNECT_MAX: Duration = Duration::from_secs(10);
 
 /// What one side of a connection that stands knows; its bytes are carried by others.
 #[derive(Debug)]
@@ -46,55 +34,15 @@ pub struct Connection {
     random: Mixer,
 }
 
-/// The TLS of a connection, with the room that it works in.
-#[derive(Debug)]
-struct Sealed {
-    session: TlsSession,
-    scratch: TlsScratch,
-    /// Not sealed yet.
-    plain: BytesMut,
-    /// Sealed by the protocol itself, outside of a flush.
-    out: BytesMut,
-}
-
-/// Whom the connections of this process trust at `wss` URLs.
-static TRUST: OnceLock<Arc<ClientConfig>> = OnceLock::new();
-
-/// Has all connections of this process trust the certificates of a PEM file, in place of those that
-/// the machine trusts. To be said before the first one.
-///
-/// # Errors
-/// There are no certificates.
-pub fn trust(ca: &Path) -> Result<(), RootsError> {
-    let _ = TRUST.set(client_config(Some(ca), ALPN)?);
-    Ok(())
-}
-
-fn trusted() -> Result<Arc<ClientConfig>, RootsError> {
-    match TRUST.get() {
-        Some(config) => Ok(Arc::clone(config)),
-        None => {
-            let config = client_config(None, ALPN)?;
-            Ok(Arc::clone(TRUST.get_or_init(|| config)))
-        }
-    }
-}
-
 /// Why there is no connection.
 #[derive(Debug, Error)]
 pub enum ConnectError {
     /// The URL is not `ws://HOST:PORT/…` or `wss://HOST:PORT/…`.
     #[error("{0} is not of the form ws://HOST:PORT/PATH or wss://HOST:PORT/PATH")]
     Url(String),
-    /// Nobody is trusted.
+    /// There is no way there.
     #[error(transparent)]
-    Roots(#[from] RootsError),
-    /// TLS has failed.
-    #[error(transparent)]
-    Tls(#[from] TlsError),
-    /// The network says no.
-    #[error(transparent)]
-    Io(#[from] io::Error),
+    Link(#[from] LinkError),
     /// The node does not take the upgrade.
     #[error(transparent)]
     Handshake(#[from] ClientHandshakeError),
@@ -166,9 +114,8 @@ impl Connection {
         let Some(mut tls) = self.tls.take() else {
             return self.receive_plain(input, tally, on_frame);
         };
-        let Sealed { session, scratch, out, .. } = &mut *tls;
-        let opened = session.receive(input, scratch, out);
-        let received = self.receive_plain(&scratch.plain, tally, on_frame);
+        let opened = tls.open(input);
+        let received = self.receive_plain(tls.opened(), tally, on_frame);
         self.tls = Some(tls);
         opened?;
         received
@@ -214,7 +161,7 @@ impl Connection {
 
     /// Whether something is on its way that [`Connection::flush`] writes.
     pub fn has_output(&self) -> bool {
-        let sealed = self.tls.as_ref().is_some_and(|tls| !tls.out.is_empty());
+        let sealed = self.tls.as_ref().is_some_and(|tls| tls.has_output());
         !self.outgoing.is_empty() || !self.answers.is_empty() || sealed
     }
 
@@ -240,17 +187,16 @@ impl Connection {
             connection.flush_plain(out, tally);
         });
         if let Some(tls) = &mut self.tls {
-            tls.session.close(out);
+            tls.close(out);
         }
     }
 
     /// Seals what `write` writes, if the connection has TLS.
     fn sealed(&mut self, out: &mut BytesMut, write: impl FnOnce(&mut Connection, &mut BytesMut)) {
         let Some(mut tls) = self.tls.take() else { return write(self, out) };
-        write(self, &mut tls.plain);
-        out.unsplit(std::mem::take(&mut tls.out));
-        // A session that cannot send any more is broken: its end comes with the next bytes read.
-        let _ = tls.session.send(&std::mem::take(&mut tls.plain), out);
+        let mut plain = BytesMut::new();
+        write(self, &mut plain);
+        tls.seal(&plain, out);
         self.tls = Some(tls);
     }
 
@@ -297,22 +243,12 @@ async fn connect(
     let slash = rest.find('/').unwrap_or(rest.len());
     let (host, path) = rest.split_at(slash);
     let path = if path.is_empty() { "/" } else { path };
-    let tls = match scheme {
-        "ws" => None,
-        "wss" => {
-            let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
-            let name = name.trim_start_matches('[').trim_end_matches(']').to_owned();
-            let name = ServerName::try_from(name).map_err(|_| bad_url())?;
-            let session = TlsSession::client(trusted()?, name)?;
-            let (plain, out) = (BytesMut::new(), BytesMut::new());
-            Some(Box::new(Sealed { session, scratch: TlsScratch::default(), plain, out }))
-        }
+    let has_tls = match scheme {
+        "ws" => false,
+        "wss" => true,
         _ => return Err(bad_url()),
     };
-    let stream = TcpStream::connect(host).await?;
-    stream.set_nodelay(true)?;
-    let mut link = Link { stream, tls };
-    link.shake_hands().await?;
+    let mut link = Link::open(host, has_tls).await?;
     let request = ClientRequest { host, path, subprotocols: &[subprotocol.name()] };
     let nonce = (u128::from(random.draw()) << 64) | u128::from(random.draw());
     let mut out = BytesMut::new();
@@ -324,60 +260,18 @@ async fn connect(
         let count = link.read(&mut head).await?;
         match handshake.advance(&head)? {
             ClientProgress::Connected { head_bytes, .. } if head_bytes == head.len() => {
-                let stream = link.stream.into_std()?;
-                stream.set_nonblocking(false)?;
-                return Ok((stream, Connection::new(subprotocol, random, link.tls)));
+                let (stream, tls) = link.into_parts().map_err(LinkError::Io)?;
+                return Ok((stream, Connection::new(subprotocol, random, tls)));
             }
             ClientProgress::Connected { .. } => {
-                return Err(io::Error::other("the server spoke before the hello").into());
+                return Err(
+                    LinkError::Io(io::Error::other("the server spoke before the hello")).into()
+                );
             }
             ClientProgress::Incomplete if count == 0 || head.len() > HANDSHAKE_BYTES_MAX => {
-                return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+                return Err(LinkError::Io(io::ErrorKind::UnexpectedEof.into()).into());
             }
             ClientProgress::Incomplete => {}
         }
-    }
-}
-
-/// A socket while the connection is being made.
-struct Link {
-    stream: TcpStream,
-    tls: Option<Box<Sealed>>,
-}
-
-impl Link {
-    async fn shake_hands(&mut self) -> Result<(), ConnectError> {
-        let Link { stream, tls: Some(tls) } = self else { return Ok(()) };
-        let mut bytes = Vec::new();
-        while tls.session.is_handshaking() {
-            let opened = tls.session.receive(&bytes, &mut tls.scratch, &mut tls.out);
-            stream.write_all(&std::mem::take(&mut tls.out)).await?;
-            opened?;
-            bytes.clear();
-            if tls.session.is_handshaking() && stream.read_buf(&mut bytes).await? == 0 {
-                return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
-            }
-        }
-        Ok(())
-    }
-
-    async fn write(&mut self, plain: BytesMut) -> Result<(), ConnectError> {
-        let Some(tls) = &mut self.tls else { return Ok(self.stream.write_all(&plain).await?) };
-        tls.session.send(&plain, &mut tls.out)?;
-        Ok(self.stream.write_all(&std::mem::take(&mut tls.out)).await?)
-    }
-
-    /// Appends what comes; answers how many bytes came over the socket.
-    async fn read(&mut self, plain: &mut Vec<u8>) -> Result<usize, ConnectError> {
-        let mut bytes = [0; 512];
-        let count = self.stream.read(&mut bytes).await?;
-        match &mut self.tls {
-            None => plain.extend_from_slice(&bytes[..count]),
-            Some(tls) => {
-                tls.session.receive(&bytes[..count], &mut tls.scratch, &mut tls.out)?;
-                plain.extend_from_slice(&tls.scratch.plain);
-            }
-        }
-        Ok(count)
     }
 }

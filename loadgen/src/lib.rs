@@ -11,6 +11,7 @@ pub mod http;
 pub mod latency;
 pub mod ledger;
 pub mod limits;
+pub mod link;
 pub mod machine;
 pub mod plan;
 pub mod pool;

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use chatring_loadgen::cli::{Bare, Cli, Command, Compare, HttpShare, Output, Share};
-use chatring_loadgen::connection::trust;
+use chatring_loadgen::link::trust;
 use chatring_loadgen::machine;
 use chatring_loadgen::report::compare::Comparison;
 use chatring_loadgen::report::{Report, html};

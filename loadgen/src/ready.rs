@@ -11,9 +11,9 @@ use crate::limits::READY_FILE_BYTES_MAX;
 /// What a ready file says, of which other keys are skipped.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct Ready {
-    /// Where clients connect: `ws://HOST:PORT/…`.
+    /// Where clients connect: `ws://HOST:PORT/…` or `wss://HOST:PORT/…`.
     pub ws: String,
-    /// Where the API is: `http://HOST:PORT`.
+    /// Where the API is: `http://HOST:PORT` or `https://HOST:PORT`.
     #[serde(default)]
     pub http: String,
     /// The Ed25519 key file of the deployment's own tokens.
@@ -64,6 +64,15 @@ impl Ready {
         serde_json::from_slice(&text).map_err(|error| format(error.to_string()))
     }
 
+    /// `HOST:PORT` of the API, if there is one, and whether TLS is spoken there.
+    pub fn api(&self) -> Option<(&str, bool)> {
+        match self.http.split_once("://")? {
+            ("http", host) => Some((host, false)),
+            ("https", host) => Some((host, true)),
+            _ => None,
+        }
+    }
+
     /// Reads the key that the file names.
     pub fn token_key(&self) -> Result<TokenKey, ReadyError> {
         let path = self.token_key_file.clone();
@@ -74,6 +83,21 @@ impl Ready {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_api_speaks_tls_if_its_url_says_so() {
+        let ready = |http: &str| Ready {
+            ws: String::new(),
+            http: http.to_owned(),
+            token_key_file: PathBuf::new(),
+            pid: None,
+        };
+        assert_eq!(ready("http://127.0.0.1:1").api(), Some(("127.0.0.1:1", false)));
+        assert_eq!(ready("https://[::1]:1").api(), Some(("[::1]:1", true)));
+        for none in ["", "127.0.0.1:1", "wss://127.0.0.1:1"] {
+            assert_eq!(ready(none).api(), None, "{none}");
+        }
+    }
 
     #[test]
     fn the_file_may_say_more_but_not_less() {

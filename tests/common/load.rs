@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::thread::JoinHandle;
 
-use chatring_loadgen::cli::{Cli, Command};
+use chatring_loadgen::cli::{self, Cli, Command};
 use chatring_loadgen::report::Report;
 use chatring_loadgen::scenario::verify::Verified;
 use chatring_loadgen::scenario::{direct, http, verify};
@@ -30,9 +30,7 @@ impl Load {
 
     /// Starts `http` in the same way.
     pub fn start_http(node: &Node, ledger: &Path, args: &str) -> Load {
-        let Command::Http(options) = command("http", node, ledger, args) else {
-            unreachable!("it is http")
-        };
+        let options = http_options(node, ledger, args);
         Load(std::thread::spawn(move || {
             let (report, notes) = http::run(&options).expect("the load begins");
             notes.iter().for_each(|note| eprintln!("{note}"));
@@ -51,12 +49,24 @@ impl Load {
     }
 }
 
+/// Why `http` does not begin.
+pub fn refused_http(node: &Node, ledger: &Path, args: &str) -> String {
+    http::run(&http_options(node, ledger, args)).expect_err("it does not begin").to_string()
+}
+
 /// Reads everything that the ledger names from the node and compares.
 pub fn verify(node: &Node, ledger: &Path) -> Verified {
     let Command::Verify(options) = command("verify", node, ledger, "") else {
         unreachable!("it is verify")
     };
     verify::run(&options).expect("the node answers")
+}
+
+fn http_options(node: &Node, ledger: &Path, args: &str) -> cli::Http {
+    let Command::Http(options) = command("http", node, ledger, args) else {
+        unreachable!("it is http")
+    };
+    options
 }
 
 fn command(name: &str, node: &Node, ledger: &Path, args: &str) -> Command {

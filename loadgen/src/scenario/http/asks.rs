@@ -134,7 +134,7 @@ impl Net {
         let Some(out) = outs.out(key) else { return };
         let (with, cursor) = (state.users[place].number ^ 1, self.receivers[place].cursor());
         let request = self.askers[place].request(ask, with, cursor);
-        out.extend_from_slice(request.as_bytes());
+        self.lines[line].say(&request, out);
         self.tally.sent_bytes += request.len() as u64;
         if let Ask::Send(sent, _) = ask {
             self.tally.posted(request.len(), sent.body.len());

@@ -4,6 +4,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::time::{Duration, Instant};
 
+use bytes::BytesMut;
 use chatring_bare::ring::{Key, Outs};
 use chatring_wire::Subprotocol;
 
@@ -15,6 +16,7 @@ use crate::cli::Receive;
 use crate::connection::Connection;
 use crate::http::answer::Answers;
 use crate::limits::TOKEN_TTL_S;
+use crate::link::Sealed;
 use crate::pool::{fresh_random, installation, unix_ms};
 use crate::stamp::Mixer;
 use crate::tally::Tally;
@@ -61,6 +63,14 @@ pub enum Want {
     Ws(Subprotocol),
 }
 
+/// What a line that is connected speaks through, besides its socket.
+pub enum Way {
+    /// The API's HTTP, sealed or not.
+    Http(Option<Box<Sealed>>),
+    /// A WebSocket, which seals for itself.
+    Ws(Connection),
+}
+
 /// Which of a user's two lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
@@ -103,6 +113,8 @@ pub struct Line {
     generation: u32,
     /// What comes over HTTP.
     pub answers: Answers,
+    /// What HTTP is sealed with; a WebSocket has its own.
+    tls: Option<Box<Sealed>>,
     /// What comes over a WebSocket.
     pub ws: Option<Connection>,
     /// Nothing is asked before.
@@ -123,6 +135,16 @@ pub enum Link {
     Connecting,
     /// It does.
     Up(Key),
+}
+
+impl Line {
+    /// Says something over HTTP.
+    pub fn say(&mut self, request: &str, out: &mut BytesMut) {
+        match &mut self.tls {
+            None => out.extend_from_slice(request.as_bytes()),
+            Some(tls) => tls.seal(request.as_bytes(), out),
+        }
+    }
 }
 
 /// The number of a line.
@@ -236,12 +258,24 @@ impl Net {
         at: Instant,
     ) {
         let line = self.owners[key.index()];
+        let mut tls = self.lines[line].tls.take();
+        let (opened, bytes) = match &mut tls {
+            None => (Ok(()), bytes),
+            Some(tls) => (tls.open(bytes), tls.opened()),
+        };
         self.tally.received_bytes += bytes.len() as u64;
         let heard = match line % 2 == Side::Asks as usize {
             true => self.answers(state, line / 2, bytes, at),
             false => self.news(state, line / 2, bytes, at),
         };
-        if let Err(reason) = heard {
+        if let Some(tls) = &mut tls
+            && tls.has_output()
+            && let Some(out) = outs.out(key)
+        {
+            tls.seal(&[], out);
+        }
+        self.lines[line].tls = tls;
+        if let Err(reason) = opened.map_err(|error| error.to_string()).and(heard) {
             outs.close(key);
             self.down(line, reason, at);
         }
@@ -268,14 +302,17 @@ impl Net {
     }
 
     /// A line is connected.
-    pub fn connected(&mut self, line: usize, key: Key, ws: Option<Connection>) {
+    pub fn connected(&mut self, line: usize, key: Key, way: Way) {
         if self.owners.len() <= key.index() {
             self.owners.resize(key.index() + 1, usize::MAX);
         }
         self.owners[key.index()] = line;
         let own = &mut self.lines[line];
         own.link = Link::Up(key);
-        own.ws = ws;
+        (own.tls, own.ws) = match way {
+            Way::Http(tls) => (tls, None),
+            Way::Ws(ws) => (None, Some(ws)),
+        };
         own.connections += 1;
         self.queue(line);
     }
@@ -322,6 +359,7 @@ impl Net {
         own.link = Link::Down;
         own.generation += 1;
         own.answers = Answers::default();
+        own.tls = None;
         own.ws = None;
         match line % 2 == Side::Asks as usize {
             true => self.askers[line / 2].broke(),

@@ -273,7 +273,7 @@ impl Net {
         }
         let Some(out) = outs.out(key) else { return };
         let request = receiver.request(&self.askers[place].head);
-        out.extend_from_slice(request.as_bytes());
+        self.lines[line].say(&request, out);
         self.tally.sent_bytes += request.len() as u64;
         let receiver = &mut self.receivers[place];
         receiver.is_asked = true;

@@ -5,22 +5,20 @@ use std::io;
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::rc::{Rc, Weak};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use chatring_bare::ring::{Input, Key, Outs};
 use tokio::sync::Semaphore;
 
 use super::super::direct::talk::{Phase, State};
-use super::net::{Net, Want};
-use crate::connection::Connection;
+use super::net::{Net, Want, Way};
+use crate::connection::{ConnectError, Connection};
 use crate::limits::CONNECTS_IN_FLIGHT_MAX;
+use crate::link::{CONNECT_MAX, Link, LinkError};
 use crate::pool::fresh_random;
 use crate::ready::Ready;
 use crate::stamp::Mixer;
 use crate::turns::{Speakers, Turns};
-
-/// How long a connection may take to stand.
-const CONNECT_MAX: Duration = Duration::from_secs(10);
 
 /// The users of one thread and their sockets.
 pub struct Clients {
@@ -76,47 +74,63 @@ impl Clients {
     async fn connect(self: Rc<Self>, line: usize, generation: u32, want: Want) {
         let permit = self.connects.acquire().await.expect("the semaphore is never closed");
         let random = Mixer(fresh_random(line as u64).draw());
-        let outcome = match Ready::read(&self.ready_file).map_err(|error| error.to_string()) {
+        let outcome = match Ready::read(&self.ready_file) {
             Ok(ready) => open(&ready, want, random).await,
-            Err(reason) => Err(reason),
+            Err(error) => Err(error.to_string().into()),
         };
         drop(permit);
         let net = &mut *self.net.borrow_mut();
         match outcome {
-            Ok((socket, ws)) if net.is_wanted(line, generation) => {
+            Ok((socket, way)) if net.is_wanted(line, generation) => {
                 let key = self.turns.add(socket);
-                net.connected(line, key, ws);
+                net.connected(line, key, way);
             }
             Ok(_) => {}
-            Err(reason) => net.unreachable(line, generation, reason, Instant::now()),
+            Err(Trouble { reason, is_final }) => {
+                let state = &mut *self.state.borrow_mut();
+                if is_final && state.phase == Phase::Connecting {
+                    state.fail(reason.clone());
+                }
+                net.unreachable(line, generation, reason, Instant::now());
+            }
         }
         self.turns.wake();
     }
 }
 
-async fn open(
-    ready: &Ready,
-    want: Want,
-    random: Mixer,
-) -> Result<(TcpStream, Option<Connection>), String> {
+/// Why a line does not stand.
+struct Trouble {
+    reason: String,
+    /// Whether another attempt can be of use.
+    is_final: bool,
+}
+
+impl From<String> for Trouble {
+    fn from(reason: String) -> Trouble {
+        Trouble { reason, is_final: false }
+    }
+}
+
+impl From<LinkError> for Trouble {
+    fn from(error: LinkError) -> Trouble {
+        Trouble { reason: error.to_string(), is_final: error.is_distrust() }
+    }
+}
+
+async fn open(ready: &Ready, want: Want, random: Mixer) -> Result<(TcpStream, Way), Trouble> {
     match want {
         Want::Http => {
-            let host = ready.http.strip_prefix("http://").ok_or("the ready file names no API")?;
-            let connect = async {
-                let stream = tokio::net::TcpStream::connect(host).await?;
-                stream.set_nodelay(true)?;
-                let stream = stream.into_std()?;
-                stream.set_nonblocking(false)?;
-                Ok(stream)
-            };
-            let stream: Result<_, _> = tokio::time::timeout(CONNECT_MAX, connect).await;
-            let stream = stream.map_err(|_| "no connection in time".to_owned())?;
-            stream.map(|stream| (stream, None)).map_err(|error: io::Error| error.to_string())
+            let (host, has_tls) = ready.api().ok_or("the ready file names no API".to_owned())?;
+            let link = tokio::time::timeout(CONNECT_MAX, Link::open(host, has_tls)).await;
+            let link = link.map_err(|_| "no connection in time".to_owned())??;
+            let (stream, tls) = link.into_parts().map_err(LinkError::Io)?;
+            Ok((stream, Way::Http(tls)))
         }
-        Want::Ws(subprotocol) => {
-            let opened = Connection::open(&ready.ws, subprotocol, random).await;
-            opened.map(|(stream, ws)| (stream, Some(ws))).map_err(|error| error.to_string())
-        }
+        Want::Ws(subprotocol) => match Connection::open(&ready.ws, subprotocol, random).await {
+            Ok((stream, ws)) => Ok((stream, Way::Ws(ws))),
+            Err(ConnectError::Link(error)) => Err(error.into()),
+            Err(error) => Err(error.to_string().into()),
+        },
     }
 }
 
