@@ -70,6 +70,7 @@ counters! {
     call_syncs: Counter, "syncs of calls that read the user's inbox";
     call_rows: Counter, "rows read for calls";
     call_events: Counter, "events given to calls as they came";
+    reaches: Counter, "times all shards were asked how far they have notified what is stored";
     feeds_lost: Counter, "times what a user was notified of was lost to a full queue";
     sends_looked_up: Counter, "sends without a base that were looked up in the store";
     store_requests: Gauge, "store requests under way";

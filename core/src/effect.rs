@@ -291,6 +291,17 @@ pub enum ShardMessage {
         /// Who is typing.
         from: Uid,
     },
+    /// A shard wants to know once all that was submitted up to now is stored and notified. One at a
+    /// time from each.
+    HowFar {
+        /// Which one.
+        asker: ShardId,
+    },
+    /// It is, as far as this shard goes. No notification comes after this that was to come before.
+    ThusFar {
+        /// Commits of an earlier process in this shard's place lie below this version.
+        claimed: Version,
+    },
     /// The receiver has taken in this many messages: the sender may send as many more.
     Credit {
         /// How many.

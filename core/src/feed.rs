@@ -8,6 +8,8 @@
 //!
 //! A feed has every event since it was made. A cursor whose hint it covers needs no row of the
 //! store; any other one is led into it by a read of the user's inbox that starts after it was made.
+//! Once it is known that everything up to a version was notified ([`crate::reach`]), a cursor that
+//! has taken all events up to then moves its position there, and lists only what lies past it.
 
 use std::collections::VecDeque;
 
@@ -19,12 +21,15 @@ use crate::effect::Stored;
 use crate::kv::Version;
 use crate::sabotage::Break;
 use crate::shard::Shard;
-use crate::values::{MarkerRow, StoreIncarnation};
+use crate::values::MarkerRow;
 
 /// Bytes of messages that a feed keeps.
 const FEED_BYTES_MAX: usize = 32 * 1024;
 /// For how long it is worth telling that somebody is typing.
 const TYPING_MS: u64 = 6_000;
+/// Places up to which everything is known to be notified that a feed keeps, for cursors that are at
+/// different ones.
+const REACHES_MAX: usize = 4;
 /// What an event takes besides its body.
 const EVENT_BYTES: usize = 160;
 
@@ -37,6 +42,12 @@ pub(crate) struct Feed {
     first: u64,
     events: VecDeque<Noted>,
     bytes: usize,
+    /// The newest version of what is forgotten.
+    forgotten: Version,
+    /// Ascending: everything up to the version is among the events up to the number.
+    reaches: VecDeque<(u64, Version)>,
+    /// Whether it is one of those that wait for the next such place.
+    pub(crate) awaits_reach: bool,
 }
 
 #[derive(Debug)]
@@ -59,7 +70,16 @@ pub(crate) enum News {
 impl Feed {
     /// A feed that knows nothing yet.
     pub(crate) fn new(id: u64, now_ms: u64) -> Feed {
-        Feed { id, made_ms: now_ms, first: 1, events: VecDeque::new(), bytes: 0 }
+        Feed {
+            id,
+            made_ms: now_ms,
+            first: 1,
+            events: VecDeque::new(),
+            bytes: 0,
+            forgotten: Version(0),
+            reaches: VecDeque::new(),
+            awaits_reach: false,
+        }
     }
 
     /// Names what it has had so far.
@@ -73,36 +93,71 @@ impl Feed {
         while self.events.len() > events_max || self.bytes > FEED_BYTES_MAX {
             let Some(oldest) = self.events.pop_front() else { break };
             self.bytes -= bytes_of(&oldest.event);
+            self.forgotten = self.forgotten.max(oldest.version);
             self.first += 1;
         }
     }
 
-    /// What is new for a cursor, at most `limit` events.
+    /// Everything up to this version is among the events that there are now.
+    pub(crate) fn reaches_to(&mut self, version: Version) {
+        self.awaits_reach = false;
+        if self.reaches.len() == REACHES_MAX {
+            self.reaches.pop_front();
+        }
+        self.reaches.push_back((self.hint().number, version));
+    }
+
+    /// Moves a cursor as far as it has taken everything.
+    fn advance(&self, cursor: &mut Cursor, from: Position) {
+        let Some(hint) = cursor.hint else { return };
+        let reach = self.reaches.iter().rev().find(|(number, _)| *number <= hint.number);
+        let Some(&(_, version)) = reach else { return };
+        let to = Position { version, ..from };
+        // What is forgotten may be listed, and is to stay so while it lies past the position.
+        if cursor.position < from || to <= cursor.position || self.forgotten > version {
+            return;
+        }
+        let taken = (hint.number + 1 - self.first) as usize;
+        let lies_past = |listed: Cid| {
+            self.events.range(..taken).any(|noted| {
+                let of =
+                    |event: &Event| matches!(event, Event::Message { cid, .. } if *cid == listed);
+                noted.version > version && of(&noted.event)
+            })
+        };
+        cursor.given.retain(|(cid, _)| lies_past(*cid));
+        cursor.position = to;
+    }
+
+    /// What is new for a cursor, at most `limit` events. Positions before `from` do not move.
     pub(crate) fn news(
         &self,
         mut cursor: Cursor,
         limit: usize,
         now_ms: u64,
-        store: StoreIncarnation,
+        from: Position,
         position_moves: bool,
     ) -> News {
-        let Some(hint) = &mut cursor.hint else { return News::Lost };
+        let Some(hint) = cursor.hint else { return News::Lost };
         let known = self.first - 1..=self.hint().number;
         if hint.feed != self.id || !known.contains(&hint.number) || cursor.scan.is_some() {
             return News::Lost;
         }
         let mut events = Vec::new();
         let mut newest = cursor.position;
-        let from = (hint.number + 1 - self.first) as usize;
-        for noted in self.events.range(from..) {
+        let mut more = More::No;
+        // The last place at which the list had room for all.
+        let mut fits = None;
+        let first = (hint.number + 1 - self.first) as usize;
+        for noted in self.events.range(first..) {
             if events.len() >= limit {
-                return News::Events(events, cursor, More::Yes);
+                more = More::Yes;
+                break;
             }
-            let at = Position { incarnation: store, version: noted.version };
+            let at = Position { version: noted.version, ..from };
             match &noted.event {
                 Event::Message { .. } if at <= cursor.position => {}
                 Event::Message { cid, row, .. } => {
-                    let room = cursor.given.len() < GIVEN_MAX;
                     let listed = cursor.given.iter_mut().find(|(listed, _)| listed == cid);
                     match listed.map(|(_, seq)| seq) {
                         Some(seq) if row.seq <= *seq => {}
@@ -112,25 +167,41 @@ impl Feed {
                             *seq = row.seq;
                             events.push(noted.event.clone());
                         }
-                        None if room => {
+                        None => {
+                            if cursor.given.len() == GIVEN_MAX {
+                                self.advance(&mut cursor, from);
+                            }
+                            if cursor.given.len() == GIVEN_MAX {
+                                fits = Some((cursor.clone(), events.len()));
+                            }
                             cursor.given.push((*cid, row.seq));
                             events.push(noted.event.clone());
                         }
-                        None if events.is_empty() => return News::Lost,
-                        None => return News::Events(events, cursor, More::Yes),
                     }
                     newest = newest.max(at);
                 }
                 Event::Typing { .. } if noted.at_ms + TYPING_MS < now_ms => {}
                 event => events.push(event.clone()),
             }
-            hint.number += 1;
+            if let Some(hint) = &mut cursor.hint {
+                hint.number += 1;
+            }
+        }
+        self.advance(&mut cursor, from);
+        if cursor.given.len() > GIVEN_MAX
+            && let Some((until_then, count)) = fits
+        {
+            if count == 0 {
+                return News::Lost;
+            }
+            (cursor, more) = (until_then, More::Yes);
+            events.truncate(count);
         }
         if position_moves && newest > cursor.position {
             cursor.position = newest;
             cursor.given.clear();
         }
-        News::Events(events, cursor, More::No)
+        News::Events(events, cursor, more)
     }
 
     /// Whether its time is over: the inbox is read again then, in case that something was missed.

@@ -110,6 +110,7 @@ pub struct Lane<T> {
     groups: VecDeque<Group<T>>,
     next_group: u64,
     state: State,
+    claimed: Version,
     fence_version: Version,
     fence_read_ms: u64,
     fence_writes: u64,
@@ -150,6 +151,7 @@ impl<T> Lane<T> {
             groups: VecDeque::new(),
             next_group: 1,
             state: State::Running,
+            claimed: fence_version,
             fence_version,
             fence_read_ms: read_ms,
             fence_writes: 0,
@@ -195,6 +197,16 @@ impl<T> Lane<T> {
     /// Groups numbered so far, and how often the lane was settled.
     pub fn progress(&self) -> (u64, u64) {
         (self.next_group - 1, self.settles)
+    }
+
+    /// All groups up to this number are stored.
+    pub fn stored(&self) -> u64 {
+        self.groups.front().map_or(self.next_group, |group| group.number) - 1
+    }
+
+    /// Nothing of a process that had this lane before was committed at or above this version.
+    pub fn claimed(&self) -> Version {
+        self.claimed
     }
 
     /// When [`Lane::flush`] has something to do although nothing was pushed.

@@ -31,6 +31,7 @@ mod once;
 pub mod placement;
 mod poll;
 mod queue;
+mod reach;
 mod recent;
 mod relation;
 mod request;

@@ -35,6 +35,8 @@ use crate::values::{MessageRow, ValueError};
 const SLICE_ROWS_MAX: u32 = 512;
 /// Bytes of each kind in one slice.
 const SLICE_BYTES_MAX: u32 = 256 * 1024;
+/// Channels listed in a cursor from which on it is made shorter again.
+const LISTED_LONG: usize = 4;
 /// Channels whose pages are read at once.
 const PAGES_PER_READ: usize = 4;
 
@@ -94,8 +96,8 @@ impl Shard {
     fn follow(&mut self, call: CallId, mut wanted: Wanted) {
         let Some(uid) = self.calls.get(&call).map(|open| open.uid) else { return };
         let (now_ms, audit_ms) = (self.now.mono_ms, self.config.limits.audit_ms);
-        let (store, moves) =
-            (self.ready().store, self.config.breaks.has(Break::PositionMovedByNews));
+        let from = Position { incarnation: self.ready().store, version: self.reach.claimed };
+        let moves = self.config.breaks.has(Break::PositionMovedByNews);
         let Some(user) = self.users.get_mut(&uid) else { return };
         let Some(calls) = &mut user.calls else { return };
         if calls.feed.as_ref().is_some_and(|feed| feed.is_old(now_ms, audit_ms)) {
@@ -103,10 +105,15 @@ impl Shard {
         }
         let news = match &calls.feed {
             Some(feed) => {
-                feed.news(wanted.cursor.clone(), wanted.limit as usize, now_ms, store, moves)
+                feed.news(wanted.cursor.clone(), wanted.limit as usize, now_ms, from, moves)
             }
             None => News::Lost,
         };
+        if let News::Events(_, cursor, _) = &news
+            && cursor.given.len() >= LISTED_LONG
+        {
+            self.want_reach(uid);
+        }
         match news {
             News::Lost => self.begin_scan(call, uid, wanted),
             News::Events(events, cursor, more) if !events.is_empty() => {

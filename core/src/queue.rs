@@ -2,6 +2,7 @@
 //!
 //! Requests are refused when the credits are used up, answers wait (there are no more of them than
 //! requests that were taken), and notifications collapse to the newest of each user and channel.
+//! How far this shard is goes out last, after all notifications.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -17,6 +18,8 @@ pub(crate) struct ShardQueue {
     credit_max: u32,
     waiting: VecDeque<ShardMessage>,
     collapsed: BTreeMap<(Uid, Cid), (Seq, Version)>,
+    /// There is one at a time.
+    thus_far: Option<ShardMessage>,
     owed: u32,
 }
 
@@ -39,6 +42,7 @@ impl ShardQueue {
             credit_max: messages_max,
             waiting: VecDeque::new(),
             collapsed: BTreeMap::new(),
+            thus_far: None,
             owed: 0,
         }
     }
@@ -63,6 +67,10 @@ impl ShardQueue {
             {
                 Queued::Refused
             }
+            message @ ShardMessage::ThusFar { .. } => {
+                self.thus_far = Some(message);
+                Queued::Yes
+            }
             message => {
                 self.waiting.push_back(message);
                 Queued::Yes
@@ -85,6 +93,13 @@ impl ShardQueue {
             self.credit -= 1;
             out.push(ShardMessage::NotifyCollapsed { uid, cid, seq, version });
         }
+        if self.is_empty()
+            && self.credit > 0
+            && let Some(thus_far) = self.thus_far.take()
+        {
+            self.credit -= 1;
+            out.push(thus_far);
+        }
         out
     }
 
@@ -101,5 +116,48 @@ impl ShardQueue {
     /// Whether nothing waits.
     pub(crate) fn is_empty(&self) -> bool {
         self.waiting.is_empty() && self.collapsed.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use chatring_wire::frame::{MessageKind, Row};
+    use chatring_wire::{Cmid, DeviceId, MemberNumber, Ordinal};
+
+    use super::*;
+    use crate::effect::{Origins, Stored};
+
+    fn notify(seq: u64) -> ShardMessage {
+        let row = Row {
+            seq: Seq(seq),
+            ordinal: Ordinal(seq),
+            kind: MessageKind::TEXT,
+            sender: MemberNumber(0),
+            device: DeviceId(1),
+            cmid: Cmid([0; 16]),
+            time_ms: 1,
+            body: Bytes::new(),
+        };
+        let message = Stored { cid: Cid(seq), uid: Uid(1), row, origins: Origins::None };
+        ShardMessage::Notify { uid: Uid(1), version: Version(seq), message }
+    }
+
+    #[test]
+    fn how_far_a_shard_is_goes_out_after_every_notification_before_it() {
+        let mut queue = ShardQueue::new(2);
+        for seq in 1..=4 {
+            queue.push(notify(seq));
+        }
+        let thus_far = ShardMessage::ThusFar { claimed: Version(0) };
+        assert_eq!(queue.push(thus_far.clone()), Queued::Yes);
+        assert_eq!(queue.take().len(), 2, "as many as there are credits");
+        let collapsed =
+            |message: &ShardMessage| matches!(message, ShardMessage::NotifyCollapsed { .. });
+        queue.credited(2);
+        assert!(queue.take().iter().all(collapsed));
+        assert_eq!(queue.take(), [], "it takes a credit, too");
+        queue.credited(1);
+        assert_eq!(queue.take(), [thus_far]);
     }
 }

@@ -45,11 +45,13 @@ pub enum Break {
     RemovedGoesOn,
     /// That a device was removed is not stored.
     RemovalForgotten,
+    /// A shard says that all is notified although commits are under way.
+    ReachNotAwaited,
 }
 
 impl Break {
     /// All of them, in the order of the enum.
-    pub const ALL: [Break; 17] = [
+    pub const ALL: [Break; 18] = [
         Break::AckBeforeCommit,
         Break::NoDedupe,
         Break::StaleDedupeMap,
@@ -67,6 +69,7 @@ impl Break {
         Break::BlockAnsweredEarly,
         Break::RemovedGoesOn,
         Break::RemovalForgotten,
+        Break::ReachNotAwaited,
     ];
 
     /// The name on the command line.
@@ -89,6 +92,7 @@ impl Break {
             Break::BlockAnsweredEarly => "block-answered-early",
             Break::RemovedGoesOn => "removed-goes-on",
             Break::RemovalForgotten => "removal-forgotten",
+            Break::ReachNotAwaited => "reach-not-awaited",
         }
     }
 }

@@ -394,6 +394,7 @@ impl Shard {
             debug_assert!(user.sessions.is_empty(), "a delivery signs nobody in");
             user.sessions = sessions;
             if user.calls.is_some() {
+                self.reach_grows(version);
                 self.feed_message(uid, version, message);
             }
         }

@@ -22,6 +22,7 @@ use crate::once::LookUp;
 use crate::placement::{DeploymentKey, shard_of};
 use crate::poll::PollStep;
 use crate::queue::{Queued, ShardQueue};
+use crate::reach::Reach;
 use crate::relation::{Related, Relating};
 use crate::request::RequestStep;
 use crate::sabotage::Breaks;
@@ -83,6 +84,7 @@ pub struct Shard {
     /// Users of whom a relation is on its way into the rows, and those that wait for it.
     pub(crate) relating: FxHashMap<Uid, VecDeque<Box<Relating>>>,
     pub(crate) feeds_made: u64,
+    pub(crate) reach: Reach,
     pub(crate) channels: FxHashMap<Cid, ChannelSlot>,
     pub(crate) channel_clock: VecDeque<Cid>,
     pub(crate) timers: Timers,
@@ -172,6 +174,7 @@ impl Shard {
             calls: FxHashMap::default(),
             relating: FxHashMap::default(),
             feeds_made: 0,
+            reach: Reach::default(),
             channels: FxHashMap::default(),
             channel_clock: VecDeque::new(),
             timers: Timers::default(),
@@ -393,6 +396,7 @@ impl Shard {
             }
         }
         self.lane_out = out;
+        self.say_how_far();
         while let Some(message) = self.local.pop_front() {
             self.shard_message(message);
         }
@@ -443,6 +447,8 @@ impl Shard {
             }
             ShardMessage::NotifyCollapsed { uid, .. } => self.notifications_lost(uid),
             ShardMessage::Typing { uid, cid, from } => self.feed_typing(uid, cid, from),
+            ShardMessage::HowFar { asker } => self.asked_how_far(asker),
+            ShardMessage::ThusFar { claimed } => self.reached(claimed),
             ShardMessage::Credit { .. } => {}
         }
     }

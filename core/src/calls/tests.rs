@@ -17,6 +17,7 @@ use crate::shard::ShardConfig;
 
 mod decided;
 mod relations;
+mod rows;
 
 const STORE: SubmitterId = SubmitterId(1);
 
