@@ -14,11 +14,9 @@ use tracing::warn;
 
 use crate::auth::{self, Verifier};
 use crate::config::Config;
-use crate::gateway::{
-    self, Calls, Gateway, GatewayConfig, GatewayCounters, REFUSED_MAX, StoreSink,
-};
+use crate::files::Rooms;
+use crate::gateway::{self, Calls, Gateway, GatewayConfig, GatewayCounters, StoreSink};
 use crate::held::HELD;
-use crate::limits::STORE_FILES_MAX;
 use crate::metrics::{Metric, of_connections, of_runtime, of_shards, of_store};
 use crate::rt::{SHARDS_MAX, StatValues};
 use crate::server::{Clients, Door, Drained, StartError};
@@ -53,16 +51,10 @@ impl EmbeddedNode {
         let store = Arc::new(store);
         let (key, token_key_file) = auth::own_key(data)?;
         let verifier = Arc::new(Verifier::new(&config.auth, Some(&key))?);
-        let shards = match config.server.shards {
-            0 => cores(),
-            shards => shards,
-        };
+        let shards = shards(config);
+        let files = getrlimit(Resource::Nofile).current;
         let mut limits = config.limits.gateway();
-        if let Some(files) = getrlimit(Resource::Nofile).current {
-            let http = config.limits.http_connections(Some(files));
-            let room = room_for_connections(files, shards, http);
-            limits.connections_max = limits.connections_max.min(room);
-        }
+        limits.connections_max = Rooms::of_node(config, files).clients;
         let connections_max = limits.connections_max;
         let gateway_config = GatewayConfig {
             listen: config.server.listen,
@@ -183,28 +175,15 @@ impl std::fmt::Debug for Running {
     }
 }
 
-/// How many connections there may be, so that the store still gets the files that it opens for its
-/// work: without them it would fail for good. Under a small limit they get half.
-fn room_for_connections(files: u64, shards: u16, http_connections_max: usize) -> usize {
-    let files = usize::try_from(files).unwrap_or(usize::MAX);
-    let refused = REFUSED_MAX * usize::from(shards);
-    let others = STORE_FILES_MAX + http_connections_max + refused;
-    files - others.min(files / 2)
+/// How many shards the node has.
+pub fn shards(config: &Config) -> u16 {
+    match config.server.shards {
+        0 => cores(),
+        shards => shards,
+    }
 }
 
 fn cores() -> u16 {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     u16::try_from(cores).unwrap_or(SHARDS_MAX).min(SHARDS_MAX)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn connections_leave_files_for_the_store() {
-        let others = STORE_FILES_MAX + 256 + 2 * REFUSED_MAX;
-        assert_eq!(room_for_connections(1 << 20, 2, 256), (1 << 20) - others);
-        assert_eq!(room_for_connections(1_024, 2, 256), 512);
-    }
 }

@@ -36,6 +36,7 @@ use crate::api::limits::HTTP_HEAD_MS_MAX;
 use crate::api::{AccountsParts, Api, ApiConfig, ApiEvent, NodeParts, Phase};
 use crate::auth::{AuthError, Revocations, Verifier, write_private};
 use crate::config::Config;
+use crate::files::Rooms;
 use crate::gateway::{Calls, HttpSink, WS_PATH};
 use crate::limits::{DRAIN_MS_MAX, END_MS_MAX, READY_MS_MAX, READY_POLL_MS};
 use crate::link::{self, Acceptor, AcceptorConfig, KeyError, NodeInfo, Shards};
@@ -167,7 +168,9 @@ pub fn run<C: Clients>(
     // Two signals, one start and one end of the drain are all that is ever told.
     let (tell, told) = flume::bounded(4);
     let on_signal = tell.clone();
-    let (api, tls) = start_api(config, move || {
+    let files = getrlimit(Resource::Nofile).current;
+    let http = Rooms::of_node(config, files).http;
+    let (api, tls) = start_api(config, http, move || {
         // Whoever is to be told and has not looked yet will look.
         let _ = on_signal.try_send(Event::Signal);
     })?;
@@ -243,6 +246,7 @@ pub fn run<C: Clients>(
 /// The service thread, and the certificate that it and the shards show, if there is one.
 fn start_api(
     config: &Config,
+    connections_max: usize,
     on_signal: impl Fn() + Send + 'static,
 ) -> Result<(Api, Option<Arc<ServerTls>>), StartError> {
     let tls = ServerTls::open(&config.tls)?;
@@ -252,7 +256,7 @@ fn start_api(
     }
     let api_config = ApiConfig {
         listen: config.server.http,
-        connections_max: config.limits.http_connections(getrlimit(Resource::Nofile).current),
+        connections_max,
         connections_per_ip_max: config.limits.http_connections_per_ip_max,
         cors_origins: config.server.cors_origins.clone(),
         trusted_proxies: config.server.trusted_proxies.clone(),

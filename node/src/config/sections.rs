@@ -213,13 +213,6 @@ impl Limits {
         }
     }
 
-    /// HTTP connections at a time, where a process may have so many files open: at most a quarter
-    /// of them.
-    pub fn http_connections(&self, files_max: Option<u64>) -> usize {
-        let files = files_max.and_then(|files| usize::try_from(files).ok()).unwrap_or(usize::MAX);
-        self.http_connections_max.min(files / 4)
-    }
-
     /// The bounds of clients' connections.
     pub fn gateway(&self) -> GatewayLimits {
         GatewayLimits {

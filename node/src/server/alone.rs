@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use chatring_client::token::{TOKEN_KEY_FILE, TokenKey};
+use rustix::process::{Resource, getrlimit};
 use serde_json::json;
 use tracing::{info, warn};
 
@@ -15,6 +16,7 @@ use super::{
 use crate::api::{NodeParts, Phase};
 use crate::auth::{AuthError, Verifier};
 use crate::config::Config;
+use crate::files::Rooms;
 use crate::limits::{DRAIN_MS_MAX, READY_POLL_MS};
 use crate::link::{self, Links, LinksConfig, Shards};
 use crate::metrics::of_process;
@@ -48,7 +50,8 @@ pub fn run_api(
     raise_open_files();
     // A second signal does not wait for whoever handles the first.
     let (tell, told) = flume::bounded(2);
-    let (api, tls) = start_api(config, move || {
+    let http = Rooms::of_api(config, getrlimit(Resource::Nofile).current).http;
+    let (api, tls) = start_api(config, http, move || {
         let _ = tell.try_send(());
     })?;
     let verifier = Arc::new(Verifier::new(&config.auth, Some(&token_key))?);
