@@ -21,6 +21,7 @@ mod http_hostile;
 mod http_jwks;
 mod http_links;
 mod http_matrix;
+mod http_parked;
 mod http_port;
 mod http_transports;
 mod load_share;

@@ -52,6 +52,8 @@ pub enum Command {
     Verify(Verify),
     /// Sessions that only heartbeat
     Idle(Idle),
+    /// Requests that wait for news, all at once: memory of each, then a message to each in turn
+    Parked(Parked),
     /// Finds the highest rate at which latency, punctuality and backlog hold
     Knee(knee::Options),
     /// Says what differs between two runs, from what `direct --json` wrote
@@ -276,6 +278,49 @@ pub struct Idle {
     pub threads: u32,
 }
 
+/// The options of `parked`.
+#[derive(Clone, Debug, Args)]
+pub struct Parked {
+    /// Ready file of the node
+    #[arg(long, value_name = "READY.json")]
+    pub node: PathBuf,
+    /// Requests, each of a user of its own; the users are the same from run to run
+    #[arg(long, value_name = "N",
+          value_parser = clap::value_parser!(u32).range(1..=i64::from(USERS_MAX)))]
+    pub users: u32,
+    /// How they wait
+    #[arg(long, value_enum, value_name = "MODE")]
+    pub mode: ParkedMode,
+    /// How long all of them lie still before the node's memory is read
+    #[arg(long, default_value = "2s", value_parser = duration)]
+    pub hold: Duration,
+    /// Messages a second, to one after the other
+    #[arg(long, value_name = "PER_S", default_value_t = 500,
+          value_parser = clap::value_parser!(u32).range(1..=i64::from(RATE_PER_S_MAX)))]
+    pub rate: u32,
+    /// How long to wait for what does not come
+    #[arg(long, default_value = "30s", value_parser = positive_duration)]
+    pub patience: Duration,
+    /// Fails if a parked request takes more of the node's memory
+    #[arg(long, value_name = "KIB")]
+    pub max_kib: Option<f64>,
+    /// Fails if a message costs more rows read from the store
+    #[arg(long, value_name = "ROWS")]
+    pub max_rows: Option<f64>,
+    /// Writes the result here
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+}
+
+/// How parked requests wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ParkedMode {
+    /// `GET /v1/sync` that waits for news, again after each
+    Longpoll,
+    /// Server-sent events
+    Sse,
+}
+
 /// Rates, one after the other.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Steps(pub Vec<u32>);
@@ -481,6 +526,8 @@ mod tests {
             "verify --node r --ledger a",
             "verify --node r --ledger a b --ledger c",
             "idle --node r --users 1001 --hold 30s",
+            "parked --node r --users 10000 --mode longpoll --max-kib 24 --max-rows 20",
+            "parked --node r --users 1 --mode sse --hold 1s --rate 9 --patience 5s --json j",
             "bare --relay 127.0.0.1:7 --users 1000 --window 1 --duration 5s",
             "share",
             "share --rounds 3 --half --dir /d -- --config c.toml",
@@ -518,6 +565,7 @@ mod tests {
             "direct --users 2 --rate 1 --duration 1s".to_owned(),
             "verify --node r".to_owned(),
             "idle --node r --users 0 --hold 1s".to_owned(),
+            "parked --node r --users 2".to_owned(),
             "bare --relay 127.0.0.1:7 --users 2 --duration 1s".to_owned(),
             "share --half --rate 5".to_owned(),
         ] {

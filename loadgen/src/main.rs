@@ -11,7 +11,7 @@ use chatring_loadgen::machine;
 use chatring_loadgen::report::compare::Comparison;
 use chatring_loadgen::report::{Report, html};
 use chatring_loadgen::scenario::{
-    RunError, bare, direct, http, http_share, idle, knee, peers, share, stalls, verify,
+    RunError, bare, direct, http, http_share, idle, knee, parked, peers, share, stalls, verify,
 };
 use clap::Parser as _;
 
@@ -45,6 +45,11 @@ fn main() -> ExitCode {
         Command::Idle(options) => idle::run(options).map(|held| {
             print!("{held}");
             held.is_good()
+        }),
+        Command::Parked(options) => parked::run(options).and_then(|parked| {
+            print!("{parked}");
+            write_json(options.json.as_deref(), &parked)?;
+            Ok(parked.is_good())
         }),
         Command::Stalls(options) => stalls::explain(options).map(|explained| {
             print!("{explained}");

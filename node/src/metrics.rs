@@ -99,6 +99,7 @@ pub fn of_store(store: &StoreMetrics) -> Vec<Metric> {
         ("unavailable", "commits refused, mostly for want of room", store.unavailable),
         ("lane_stopped", "commits refused in a stopped lane", store.lane_stopped),
         ("reads", "reads served", store.reads),
+        ("rows_read", "rows that reads gave", store.rows_read),
         ("read_errors", "reads that failed at the disk", store.read_errors),
         ("ingestions", "memtables taken to rest", store.ingestions),
         ("ingested_bytes", "bytes of rows taken to rest", store.ingested_bytes),

@@ -6,6 +6,7 @@ pub mod http;
 pub mod http_share;
 pub mod idle;
 pub mod knee;
+pub mod parked;
 pub mod peers;
 pub mod share;
 pub mod stalls;

@@ -35,6 +35,8 @@ pub struct StoreMetrics {
     pub lane_stopped: u64,
     /// Reads served.
     pub reads: u64,
+    /// Rows that they gave.
+    pub rows_read: u64,
     /// Reads that failed at the disk.
     pub read_errors: u64,
     /// Sum of the times that writing and syncing a group took, in microseconds.
@@ -88,6 +90,7 @@ pub(crate) struct Counters {
     pub unavailable: AtomicU64,
     pub lane_stopped: AtomicU64,
     pub reads: AtomicU64,
+    pub rows_read: AtomicU64,
     pub read_errors: AtomicU64,
     pub write_us_sum: AtomicU64,
     pub write_us_buckets: [AtomicU64; WRITE_US_BOUNDS.len() + 1],
@@ -173,6 +176,7 @@ impl Counters {
             unavailable: self.unavailable.load(Relaxed),
             lane_stopped: self.lane_stopped.load(Relaxed),
             reads: self.reads.load(Relaxed),
+            rows_read: self.rows_read.load(Relaxed),
             read_errors: self.read_errors.load(Relaxed),
             write_us_sum: self.write_us_sum.load(Relaxed),
             write_us_buckets: self.write_us_buckets.each_ref().map(|count| count.load(Relaxed)),

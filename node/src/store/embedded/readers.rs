@@ -48,6 +48,7 @@ impl Reader {
         let outcome = match self.read(&pending.read) {
             Ok(rows) => {
                 Counters::bump(&self.counters.reads);
+                self.counters.rows_read.fetch_add(rows_in(&rows), Relaxed);
                 Outcome::Rows(rows)
             }
             Err(ReadError::NotReadable(NotReadable::TooOld)) => {
@@ -95,6 +96,11 @@ impl From<DiskError> for ReadError {
     fn from(error: DiskError) -> ReadError {
         ReadError::Disk(error)
     }
+}
+
+fn rows_in(rows: &Rows) -> u64 {
+    let ranges = rows.ranges.iter().map(|range| range.rows.len());
+    (rows.gets.iter().flatten().count() + ranges.sum::<usize>()) as u64
 }
 
 fn read_range(snapshot: &dyn DiskSnapshot, read: &RangeRead) -> Result<RangeRows, DiskError> {
