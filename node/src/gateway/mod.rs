@@ -122,6 +122,7 @@ pub struct Gateway {
     runtime: Runtime<Message>,
     shared: Arc<Shared>,
     shards: u16,
+    calls: Calls,
 }
 
 /// Starts the shards. Each makes its own store handle on its own thread with `stores`, which is
@@ -164,7 +165,8 @@ pub fn start(
         let driver = ShardDriver::new(shard, machine, kv, sink, seat.posts);
         GatewayShard::new(driver, for_shards.clone())
     })?;
-    Ok(Gateway { runtime, shared, shards: config.shards })
+    let calls = Calls::new(runtime.posts(), shared.clone());
+    Ok(Gateway { runtime, shared, shards: config.shards, calls })
 }
 
 impl Gateway {
@@ -178,9 +180,9 @@ impl Gateway {
         self.runtime.driver()
     }
 
-    /// Where callers without a session turn to.
+    /// Where callers without a session turn to. All have the same numbers to give.
     pub fn calls(&self) -> Calls {
-        Calls::new(self.runtime.posts(), self.shared.clone())
+        self.calls.clone()
     }
 
     /// Waits until every shard has read what it needs from the store and accepts.

@@ -13,8 +13,8 @@ use super::*;
 fn calls_are_answered_by_the_shards_of_their_users() {
     let server = Server::start(GatewayLimits::default());
     let calls = server.gateway.calls();
-    // Several users, so that some channels cross between the shards.
-    for number in 0..6 {
+    // So many users that some channels cross between the shards, whatever the deployment's key.
+    for number in 0..30 {
         let peer = format!("bob-{number}");
         let cid = open(&calls, "alice", &peer);
         let first = ask(&calls, "alice", send(cid, number));
@@ -64,6 +64,22 @@ fn a_call_that_nobody_waits_for_any_more_is_withdrawn() {
         until(|| parked(&server) == 1);
     }
     until(|| parked(&server) == 0);
+}
+
+#[test]
+fn whoever_asks_has_numbers_of_its_own() {
+    let server = Server::start(GatewayLimits::default());
+    let (ours, theirs) = (server.gateway.calls(), server.gateway.calls());
+    let cursor = cursor_of(&ours, "alice");
+    let mut waiting = pin!(ours.call(identity("alice"), CallDevice::None, sync(&cursor, 30_000)));
+    assert_eq!(waiting.as_mut().poll(&mut Context::from_waker(Waker::noop())), Poll::Pending);
+    until(|| parked(&server) == 1);
+    // Some of them at alice's shard.
+    for number in 0..20 {
+        ask(&theirs, &format!("bob-{number}"), CallRequest::SignIn);
+    }
+    let answered = waiting.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+    assert_eq!(answered, Poll::Pending, "nothing has come");
 }
 
 /// Makes both users and their channel.
