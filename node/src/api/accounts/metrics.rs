@@ -81,6 +81,11 @@ impl Figures {
             counters.map(|(name, help, count)| (name, help, MetricValue::Counter(count.get())));
         let rest = [
             (
+                "password_hashes",
+                "passwords hashed, right and wrong ones",
+                MetricValue::Counter(passwords.hashed()),
+            ),
+            (
                 "password_jobs_skipped",
                 "password jobs that nobody waited for",
                 MetricValue::Counter(passwords.skipped()),

@@ -51,7 +51,16 @@ pub(super) enum Verdict {
 #[derive(Debug)]
 pub(super) struct Passwords {
     jobs: flume::Sender<Job>,
-    skipped: Arc<AtomicU64>,
+    counts: Arc<Counts>,
+}
+
+/// What the threads have done.
+#[derive(Debug, Default)]
+struct Counts {
+    /// Runs of Argon2id, whatever they were for.
+    hashed: AtomicU64,
+    /// Jobs that nobody waited for any more.
+    skipped: AtomicU64,
 }
 
 impl Password {
@@ -91,18 +100,19 @@ impl Passwords {
             0 => std::thread::available_parallelism().map_or(1, NonZeroUsize::get).div_ceil(2),
             threads => threads,
         };
+        let counts = Arc::<Counts>::default();
         let hasher = Arc::new(Hasher {
             argon: Argon2::new(Algorithm::Argon2id, Version::V0x13, params),
             dummy: random::<HASH_BYTES>()?,
+            counts: Arc::clone(&counts),
         });
         let (jobs, queue) = flume::bounded(config.password_queue_max);
-        let skipped = Arc::new(AtomicU64::new(0));
         for n in 0..threads {
-            let (hasher, queue, skipped) = (hasher.clone(), queue.clone(), skipped.clone());
+            let (hasher, queue) = (hasher.clone(), queue.clone());
             let work = move || {
                 go_last();
                 while let Ok(job) = queue.recv() {
-                    hasher.run(job, &skipped);
+                    hasher.run(job);
                 }
             };
             std::thread::Builder::new()
@@ -110,7 +120,7 @@ impl Passwords {
                 .spawn(work)
                 .map_err(|error| OpenError::Passwords(error.to_string()))?;
         }
-        Ok(Passwords { jobs, skipped })
+        Ok(Passwords { jobs, counts })
     }
 
     /// What to store of a password.
@@ -136,9 +146,14 @@ impl Passwords {
         self.jobs.len()
     }
 
+    /// Runs of Argon2id, for what was to be stored and for what was compared.
+    pub(super) fn hashed(&self) -> u64 {
+        self.counts.hashed.load(Ordering::Relaxed)
+    }
+
     /// Jobs that nobody waited for any more.
     pub(super) fn skipped(&self) -> u64 {
-        self.skipped.load(Ordering::Relaxed)
+        self.counts.skipped.load(Ordering::Relaxed)
     }
 
     fn submit(&self, job: Job) -> Result<(), AccountError> {
@@ -157,17 +172,15 @@ struct Hasher {
     argon: Argon2<'static>,
     /// What a password is compared with where there is no account: the hash of nothing.
     dummy: [u8; HASH_BYTES],
+    counts: Arc<Counts>,
 }
 
 impl Hasher {
-    fn run(&self, job: Job, skipped: &AtomicU64) {
+    fn run(&self, job: Job) {
+        let skip = || _ = self.counts.skipped.fetch_add(1, Ordering::Relaxed);
         match job {
-            Job::Hash { answer, .. } if answer.is_closed() => {
-                skipped.fetch_add(1, Ordering::Relaxed);
-            }
-            Job::Verify { answer, .. } if answer.is_closed() => {
-                skipped.fetch_add(1, Ordering::Relaxed);
-            }
+            Job::Hash { answer, .. } if answer.is_closed() => skip(),
+            Job::Verify { answer, .. } if answer.is_closed() => skip(),
             Job::Hash { password, answer } => {
                 let _ = answer.send(self.hash(&password));
             }
@@ -179,6 +192,7 @@ impl Hasher {
 
     fn hash(&self, password: &Password) -> Option<Hashed> {
         let salt = random::<SALT_BYTES>().ok()?;
+        self.counts.hashed.fetch_add(1, Ordering::Relaxed);
         match self.argon.hash_password_with_salt(password.0.as_bytes(), &salt) {
             Ok(hash) => Some(hash.to_string()),
             Err(error) => {
@@ -197,14 +211,20 @@ impl Hasher {
             }
         });
         let Some(stored) = stored else {
-            let _ = self.argon.verify_password(password.0.as_bytes(), &self.nothing());
+            let _ = self.is_hash_of(&self.nothing(), password);
             return Verdict::Wrong;
         };
-        match self.argon.verify_password(password.0.as_bytes(), &stored) {
-            Ok(()) if self.is_of_today(&stored) => Verdict::Good { renewed: None },
-            Ok(()) => Verdict::Good { renewed: self.hash(password) },
-            Err(_) => Verdict::Wrong,
+        match self.is_hash_of(&stored, password) {
+            true if self.is_of_today(&stored) => Verdict::Good { renewed: None },
+            true => Verdict::Good { renewed: self.hash(password) },
+            false => Verdict::Wrong,
         }
+    }
+
+    /// Hashes the password as what is stored says, and compares.
+    fn is_hash_of(&self, stored: &PasswordHash, password: &Password) -> bool {
+        self.counts.hashed.fetch_add(1, Ordering::Relaxed);
+        self.argon.verify_password(password.0.as_bytes(), stored).is_ok()
     }
 
     /// The form of a hash with today's parameters that no password has.
@@ -254,7 +274,7 @@ mod tests {
             Some(HASH_BYTES),
         );
         let argon = Argon2::new(Algorithm::Argon2id, Version::V0x13, params.expect("good"));
-        Hasher { argon, dummy: [7; HASH_BYTES] }
+        Hasher { argon, dummy: [7; HASH_BYTES], counts: Arc::default() }
     }
 
     fn password(text: &str) -> Password {
