@@ -13,7 +13,7 @@ use crate::limits::{
     BURN_US_MAX, DURATION_S_MAX, LOAD_STEPS_MAX, RATE_PER_S_MAX, ROUNDS_MAX, THREADS_MAX,
     USERS_MAX, WINDOW_MAX,
 };
-use crate::scenario::{knee, peers};
+use crate::scenario::{flood, knee, peers};
 use crate::stamp::Stamp;
 
 /// How long `direct` waits at the end while nothing that is outstanding arrives, unless told
@@ -68,6 +68,9 @@ pub enum Command {
     /// Starts a bare HTTP handler and the node in turns, and says which share of its rate the
     /// node's durable sends over HTTP reach
     HttpShare(HttpShare),
+    /// Requests that no well-meaning client makes, as fast as the node answers them: what becomes
+    /// of them, and what they cost the node
+    Flood(flood::Options),
 }
 
 /// The options of `direct`.
@@ -528,6 +531,8 @@ mod tests {
             "idle --node r --users 1001 --hold 30s",
             "parked --node r --users 10000 --mode longpoll --max-kib 24 --max-rows 20",
             "parked --node r --users 1 --mode sse --hold 1s --rate 9 --patience 5s --json j",
+            "flood --node r --kind tokens --count 100000 --duration 15s --addresses 50000",
+            "flood --node r --kind heads2 --connections 16 --json f",
             "bare --relay 127.0.0.1:7 --users 1000 --window 1 --duration 5s",
             "share",
             "share --rounds 3 --half --dir /d -- --config c.toml",
@@ -568,6 +573,8 @@ mod tests {
             "parked --node r --users 2".to_owned(),
             "bare --relay 127.0.0.1:7 --users 2 --duration 1s".to_owned(),
             "share --half --rate 5".to_owned(),
+            "flood --node r".to_owned(),
+            "flood --node r --kind tokens --connections 0".to_owned(),
         ] {
             let error = parse(&line).expect_err(&line);
             assert_eq!(error.exit_code(), 2, "{line}");

@@ -62,3 +62,7 @@ pub const BURN_US_MAX: u32 = 1_000_000;
 pub const KNEE_STEPS_MAX: usize = 200;
 /// Largest report that is read for a comparison: that of the longest run.
 pub const REPORT_FILE_BYTES_MAX: u64 = 512 * 1024 * 1024;
+/// Most connections of a flood: as many as a node takes unless told otherwise.
+pub const FLOOD_CONNECTIONS_MAX: u32 = 16_384;
+/// Most requests of a flood that are asked for; its time may bring more.
+pub const FLOOD_REQUESTS_MAX: u64 = 100_000_000;

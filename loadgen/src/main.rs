@@ -11,7 +11,8 @@ use chatring_loadgen::machine;
 use chatring_loadgen::report::compare::Comparison;
 use chatring_loadgen::report::{Report, html};
 use chatring_loadgen::scenario::{
-    RunError, bare, direct, http, http_share, idle, knee, parked, peers, share, stalls, verify,
+    RunError, bare, direct, flood, http, http_share, idle, knee, parked, peers, share, stalls,
+    verify,
 };
 use clap::Parser as _;
 
@@ -62,6 +63,7 @@ fn main() -> ExitCode {
         Command::Bare(options) => run_bare(options),
         Command::Share(options) => run_share(options),
         Command::HttpShare(options) => run_http_share(options),
+        Command::Flood(options) => run_flood(options),
     };
     match outcome {
         Ok(true) => ExitCode::SUCCESS,
@@ -162,6 +164,13 @@ fn run_http_share(options: &HttpShare) -> Result<bool, RunError> {
     let whole = serde_json::json!({ "rounds": rounds, "verdict": verdict });
     write_json(options.place.json.as_deref(), &whole)?;
     Ok(rounds.is_good())
+}
+
+fn run_flood(options: &flood::Options) -> Result<bool, RunError> {
+    let flooded = flood::run(options)?;
+    print!("{flooded}");
+    write_json(options.json.as_deref(), &flooded)?;
+    Ok(flooded.is_good())
 }
 
 fn write_json(path: Option<&Path>, result: &impl serde::Serialize) -> Result<(), RunError> {

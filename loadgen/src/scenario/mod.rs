@@ -2,6 +2,7 @@
 
 pub mod bare;
 pub mod direct;
+pub mod flood;
 pub mod http;
 pub mod http_share;
 pub mod idle;
