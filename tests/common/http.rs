@@ -117,13 +117,6 @@ impl Http {
         line
     }
 
-    /// The same; empty also if the server has closed in anger.
-    pub fn try_line(&mut self) -> String {
-        let mut line = String::new();
-        let _ = self.stream.read_line(&mut line);
-        line
-    }
-
     /// Reads the head of an answer, in lower case.
     pub fn head(&mut self) -> String {
         let mut head = String::new();

@@ -16,13 +16,16 @@ use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::time::Duration;
 
-pub use self::http::{Http, figure, figure_at, get};
+pub use self::http::{Full, Http, figure, figure_at, get};
 pub use self::node::{DRAIN_MAX, Node, NodeOptions};
 pub use self::people::{Bystanders, Person, run};
 
 /// How long a test waits for what must happen: what comes is met at once, and what never comes ends
 /// the wait, however busy the machine is.
 pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Threads that a server starts when they are needed: one for each connection to its database.
+pub const THREADS_MORE_MAX: u64 = 8;
 
 /// The server's executable, built for this test.
 pub fn executable() -> PathBuf {

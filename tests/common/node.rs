@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use chatring_client::token::TokenKey;
+use chatring_loadgen::scenario::flood::Usage;
 use rustix::process::{Pid, Signal, kill_process};
 use rustls::ClientConfig;
 use serde_json::Value;
@@ -162,6 +163,12 @@ impl Node {
     pub fn pid(&self) -> Pid {
         let pid = self.ready["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok());
         pid.and_then(Pid::from_raw).expect("a process id")
+    }
+
+    /// How many threads it has, by the kernel's count.
+    pub fn threads(&self) -> u64 {
+        let pid = self.pid().as_raw_nonzero().get().unsigned_abs();
+        Usage::of(pid).expect("it lives").threads
     }
 
     /// All that its ready file says.

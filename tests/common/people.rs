@@ -1,8 +1,8 @@
 //! Well-behaved parties: people with the real client, and a pair that chats while others misbehave.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -186,7 +186,6 @@ struct Shared {
     over: AtomicBool,
     /// Exchanges (a text and its answer, each stored and delivered) that are done.
     done: AtomicU64,
-    taken: Mutex<Vec<Duration>>,
 }
 
 impl Bystanders {
@@ -217,13 +216,6 @@ impl Bystanders {
             std::thread::sleep(BREATH);
         }
     }
-
-    /// How long exchanges took since the last call, in ascending order.
-    pub fn taken(&self) -> Vec<Duration> {
-        let mut taken = std::mem::take(&mut *self.shared.taken.lock().expect("no panic"));
-        taken.sort_unstable();
-        taken
-    }
 }
 
 impl Drop for Bystanders {
@@ -243,7 +235,6 @@ async fn chat(mut carol: Person, mut dave: Person, shared: &Shared) {
     let cid = carol.open("bystander dave").await;
     let mut n = 0u64;
     while !shared.over.load(Ordering::Acquire) {
-        let start = Instant::now();
         let question = format!("question {n}");
         let asked = carol.say(cid, &*question).await;
         dave.sees(&question).await;
@@ -258,7 +249,6 @@ async fn chat(mut carol: Person, mut dave: Person, shared: &Shared) {
         carol.sees(&answer).await;
         dave.is_stored(answered).await;
         dave.sees(&answer).await;
-        shared.taken.lock().expect("no panic").push(start.elapsed());
         shared.done.fetch_add(1, Ordering::Release);
         n += 1;
         tokio::time::sleep(BREATH).await;
