@@ -424,6 +424,10 @@ pub struct HttpShare {
     /// Length of a message
     #[arg(long, value_name = "BYTES", default_value_t = 20, value_parser = body)]
     pub body: usize,
+    /// Then as many rounds of an open loop at this rate
+    #[arg(long, value_name = "PER_S",
+          value_parser = clap::value_parser!(u32).range(1..=i64::from(RATE_PER_S_MAX)))]
+    pub rate: Option<u32>,
     /// The servers.
     #[command(flatten)]
     pub place: Place,

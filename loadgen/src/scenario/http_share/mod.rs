@@ -30,8 +30,10 @@ pub struct Rounds {
     pub users: u32,
     /// Measured time of each load.
     pub duration_s: f64,
-    /// Each round has one of each.
+    /// As fast as it is answered: each round has one of each.
     pub measured: Vec<Measured>,
+    /// The same in the open loop; empty if it was not asked for.
+    pub open: Vec<Measured>,
 }
 
 /// What the rounds come to.
@@ -53,22 +55,42 @@ pub fn run(options: &cli::HttpShare) -> Result<Rounds, RunError> {
     let place = Place::new(&options.place, &["chatring", "chatring-bare-http"])?;
     pin(options.place.generator_core).map_err(RunError::io("the generator's core"))?;
     let (users, duration_s) = (options.users, options.place.duration.as_secs_f64());
-    let mut rounds = Rounds { users, duration_s, measured: Vec::new() };
+    let mut rounds = Rounds { users, duration_s, ..Rounds::default() };
     for round in 1..=options.place.rounds {
         println!("round {round}");
         for who in [Who::BareHttp, Who::Chatring] {
-            let measured = place.within_home(|home| match who {
-                Who::Chatring => node(options, &place, home),
-                _ => bare(options, &place),
-            })?;
-            println!("  {measured}");
-            rounds.measured.push(measured);
+            rounds.measured.push(measure(options, &place, who, None)?);
+        }
+    }
+    let Some(rate) = options.rate else { return Ok(rounds) };
+    for round in 1..=options.place.rounds {
+        println!("round {round} at {rate}/s");
+        for who in [Who::BareHttp, Who::Chatring] {
+            rounds.open.push(measure(options, &place, who, Some(rate))?);
         }
     }
     Ok(rounds)
 }
 
-fn bare(options: &cli::HttpShare, place: &Place<'_>) -> Result<Measured, RunError> {
+fn measure(
+    options: &cli::HttpShare,
+    place: &Place<'_>,
+    who: Who,
+    rate: Option<u32>,
+) -> Result<Measured, RunError> {
+    let measured = place.within_home(|home| match who {
+        Who::Chatring => node(options, place, rate, home),
+        _ => bare(options, place, rate),
+    })?;
+    println!("  {measured}");
+    Ok(measured)
+}
+
+fn bare(
+    options: &cli::HttpShare,
+    place: &Place<'_>,
+    rate: Option<u32>,
+) -> Result<Measured, RunError> {
     let mut server = place.start("chatring-bare-http", &[])?;
     let line = server.first_line(COME_UP_MAX).map_err(RunError::io("the bare handler"))?;
     let address = line.trim_end().strip_prefix("listening on ");
@@ -78,13 +100,14 @@ fn bare(options: &cli::HttpShare, place: &Place<'_>) -> Result<Measured, RunErro
     // Nobody looks at its tokens, but they take their bytes.
     let (key, _) = TokenKey::generate().map_err(|error| RunError::Node(error.to_string()))?;
     let target = Target { address, key: &key, keeps: false };
-    let posted = posts::run(options, &target, &|moment| watch.look(moment))?;
-    finish(Who::BareHttp, options, posted, watch)
+    let posted = posts::run(options, &target, rate, &|moment| watch.look(moment))?;
+    finish(Who::BareHttp, options, rate, posted, watch)
 }
 
 fn node(
     options: &cli::HttpShare,
     place: &Place<'_>,
+    rate: Option<u32>,
     home: &std::path::Path,
 ) -> Result<Measured, RunError> {
     let (server, ready) = place.start_node(home)?;
@@ -94,13 +117,14 @@ fn node(
     let key = ready.token_key()?;
     let watch = Watch::new(&server, options.place.server_core);
     let target = Target { address, key: &key, keeps: true };
-    let posted = posts::run(options, &target, &|moment| watch.look(moment))?;
-    finish(Who::Chatring, options, posted, watch)
+    let posted = posts::run(options, &target, rate, &|moment| watch.look(moment))?;
+    finish(Who::Chatring, options, rate, posted, watch)
 }
 
 fn finish(
     who: Who,
     options: &cli::HttpShare,
+    rate: Option<u32>,
     posted: posts::Posted,
     watch: Watch<'_>,
 ) -> Result<Measured, RunError> {
@@ -109,7 +133,7 @@ fn finish(
     share::whole(posted.cut_short.as_deref())?;
     let measured = Measured {
         who,
-        offered_per_s: None,
+        offered_per_s: rate,
         acked_per_s: posted.acked as f64 / duration_s,
         server_us: 0.0,
         server_us_by_thread: Default::default(),
@@ -125,13 +149,13 @@ fn finish(
 impl Rounds {
     /// Whether every request of every load was answered as it should.
     pub fn is_good(&self) -> bool {
-        self.measured.iter().all(|measured| measured.fault.is_none())
+        self.measured.iter().chain(&self.open).all(|measured| measured.fault.is_none())
     }
 
     /// What they come to.
     pub fn verdict(&self) -> Verdict {
         let ratio = |what: fn(&Measured, &Measured) -> f64| {
-            let pairs = self.of(Who::Chatring).zip(self.of(Who::BareHttp));
+            let pairs = of(&self.measured, Who::Chatring).zip(of(&self.measured, Who::BareHttp));
             Middle::of(pairs.map(|(node, bare)| what(node, bare)))
         };
         let rate_percent = ratio(|node, bare| 100.0 * node.acked_per_s / bare.acked_per_s);
@@ -139,23 +163,28 @@ impl Rounds {
         let kept = rate_percent.median >= RATE_PERCENT_MIN;
         Verdict { rate_percent, cpu_percent, kept }
     }
+}
 
-    fn of(&self, who: Who) -> impl Iterator<Item = &Measured> {
-        self.measured.iter().filter(move |measured| measured.who == who)
-    }
+fn of(list: &[Measured], who: Who) -> impl Iterator<Item = &Measured> {
+    list.iter().filter(move |measured| measured.who == who)
 }
 
 /// The summary, after the lines of the rounds.
 impl fmt::Display for Rounds {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let rounds = self.of(Who::Chatring).count();
+        let rounds = of(&self.measured, Who::Chatring).count();
         writeln!(f, "medians of {rounds} rounds (lowest–highest), {} connections", self.users)?;
-        for who in [Who::BareHttp, Who::Chatring] {
-            let middle = |what: fn(&Measured) -> f64| Middle::of(self.of(who).map(what));
-            write!(f, "  {} {:.0}/s", share::name(who), middle(|m| m.acked_per_s))?;
-            write!(f, ", {:.1} µs of CPU a request", middle(|m| m.server_us))?;
-            write!(f, ", answer p50 {:.0}", middle(|m| m.ack.p50))?;
-            writeln!(f, ", p99 {:.0} µs", middle(|m| m.ack.p99))?;
+        for (list, load) in [(&self.measured, "closed"), (&self.open, "open")] {
+            for who in [Who::BareHttp, Who::Chatring] {
+                if of(list, who).next().is_none() {
+                    continue;
+                }
+                let middle = |what: fn(&Measured) -> f64| Middle::of(of(list, who).map(what));
+                write!(f, "  {load:6} {} {:.0}/s", share::name(who), middle(|m| m.acked_per_s))?;
+                write!(f, ", {:.1} µs of CPU a request", middle(|m| m.server_us))?;
+                write!(f, ", answer p50 {:.0}", middle(|m| m.ack.p50))?;
+                writeln!(f, ", p99 {:.0} µs", middle(|m| m.ack.p99))?;
+            }
         }
         let Verdict { rate_percent, cpu_percent, kept } = self.verdict();
         writeln!(f, "of bare HTTP   {rate_percent:.0} % of the rate, {cpu_percent:.0} % by CPU")?;

@@ -1,6 +1,8 @@
-//! Users who do nothing but post, one request in flight on each connection.
+//! Users who do nothing but post, one request in flight on each connection: the next one when the
+//! last is answered, or as a plan has it.
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::ops::Range;
@@ -18,7 +20,8 @@ use crate::http::answer::{Answers, Heard};
 use crate::http::bodies;
 use crate::latency::Latencies;
 use crate::limits::{START_STALLED, TOKEN_TTL_S};
-use crate::machine::thread_cpu_time;
+use crate::machine::{FineTimer, thread_cpu_time};
+use crate::plan::{OpenLoop, Rate, Segment};
 use crate::pool::{fresh_random, unix_ms};
 use crate::stamp::{RunTag, Stamp};
 use crate::threads::{self, Line, Order};
@@ -26,6 +29,8 @@ use crate::turns::{Speakers, Turns};
 
 /// How often a waiting thread looks.
 const LOOK: Duration = Duration::from_millis(5);
+/// Decides whose turn it is in the open loop.
+const SEED: u64 = 1;
 /// How long one connection may take to stand.
 const CONNECT_MAX: Duration = Duration::from_secs(10);
 
@@ -44,7 +49,7 @@ pub struct Target<'a> {
 pub struct Posted {
     /// Requests answered in the measured time.
     pub acked: u64,
-    /// From the request to its answer.
+    /// From the request, or the time that it was intended for, to its answer.
     pub ack: Latencies,
     /// CPU time of the generator, as a share of the measured time.
     pub cpu_percent: f64,
@@ -54,16 +59,17 @@ pub struct Posted {
     pub cut_short: Option<String>,
 }
 
-/// Posts for as long as asked for.
+/// Posts for as long as asked for, at this rate or as fast as it is answered.
 ///
 /// # Errors
 /// The load never began.
 pub fn run(
     options: &cli::HttpShare,
     target: &Target<'_>,
+    rate: Option<u32>,
     observer: &(dyn Fn(Moment) + Sync),
 ) -> Result<Posted, RunError> {
-    let results = threads::run(1, |_, line| post(options, target, observer, line));
+    let results = threads::run(1, |_, line| post(options, target, rate, observer, line));
     let mut results = results.map_err(RunError::io("threads and signals"))?;
     results.pop().expect("one thread has one result")
 }
@@ -71,11 +77,12 @@ pub fn run(
 async fn post(
     options: &cli::HttpShare,
     target: &Target<'_>,
+    rate: Option<u32>,
     observer: &(dyn Fn(Moment) + Sync),
     mut line: Line,
 ) -> Result<Posted, RunError> {
     let posters = Rc::new(Posters {
-        state: RefCell::new(State::new(options, target)),
+        state: RefCell::new(State::new(options, target, rate.is_some())),
         turns: Turns::new().map_err(RunError::io(SOCKETS))?,
     });
     for user in 0..options.users as usize {
@@ -90,33 +97,60 @@ async fn post(
         async move { posters.turns.run(&*posters).await }
     });
     // All are known to the node before any opens a channel.
-    for step in [Step::Open, Step::Ready] {
-        until(&posters, &line, step).await?;
-        posters.with(|state| state.all(if step == Step::Open { Say::Open } else { Say::Post }));
-        if step == Step::Ready {
-            break;
-        }
+    until(&posters, &line, Step::Open).await?;
+    posters.with(|state| state.all(Say::Open));
+    until(&posters, &line, Step::Ready).await?;
+    if rate.is_none() {
+        posters.with(|state| state.all(Say::Post));
     }
     let start = line.ready().await.ok_or(RunError::Stopped)?;
     let from = start + options.place.warmup;
     let to = from + options.place.duration;
     posters.with(|state| state.begin(from..to));
-    let sleep_until = |at: Instant| tokio::time::sleep_until(at.into());
-    sleep_until(from).await;
-    observer(Moment::Begin);
-    let (at, cpu) = (Instant::now(), thread_cpu_time());
+    let mut plan = rate.map(|per_s| {
+        let length = options.place.warmup + options.place.duration;
+        let segments = vec![Segment::steady(per_s, length)];
+        OpenLoop::new(&Rate { segments, all_users: options.users, seed: SEED }, options.users, 0, 1)
+    });
+    let mut timer = FineTimer::new().map_err(RunError::io("a timer"))?;
+    let mut began = None;
     let mut cut_short = None;
-    while Instant::now() < to && cut_short.is_none() {
+    loop {
+        let now = Instant::now();
+        let since_start = now.saturating_duration_since(start).as_nanos() as u64;
+        while let Some(send) = plan.as_mut().and_then(|plan| plan.due(since_start)) {
+            let at = start + Duration::from_nanos(send.at_ns);
+            posters.with(|state| state.due(send.user as usize, at));
+        }
+        if (now >= from || cut_short.is_some()) && began.is_none() {
+            observer(Moment::Begin);
+            began = Some((Instant::now(), thread_cpu_time()));
+        }
+        if now >= to || cut_short.is_some() {
+            break;
+        }
+        let next = plan.as_ref().and_then(OpenLoop::next_at_ns).map(Duration::from_nanos);
+        let next = next.map_or(now + LOOK * 20, |next| start + next);
+        let next = next.min(if began.is_none() { from } else { to });
         tokio::select! {
-            () = sleep_until(to.min(Instant::now() + LOOK * 20)) => {}
+            slept = timer.sleep(next.saturating_duration_since(Instant::now())) => {
+                slept.map_err(RunError::io("the timer"))?;
+            }
             () = line.changed() => {}
         }
+        tokio::task::yield_now().await;
         let stopped = matches!(line.order(), Order::Stop | Order::Abort);
         cut_short = stopped.then(|| "stopped by a signal".to_owned());
         cut_short = cut_short.or_else(|| posters.with(|state| state.fault.clone()));
     }
     observer(Moment::End);
-    let share = (thread_cpu_time() - cpu).as_secs_f64() / at.elapsed().as_secs_f64();
+    let share = began.map_or(0.0, |(at, cpu)| {
+        (thread_cpu_time() - cpu).as_secs_f64() / at.elapsed().as_secs_f64()
+    });
+    if cut_short.is_none() && rate.is_some() {
+        // What was intended within the measured time is in the latencies, however late it comes.
+        cut_short = answered(&posters, &line).await;
+    }
     posters.with(|state| state.is_over = true);
     // It ends with the last turn; a fault of its own would have ended the thread.
     let _ = turns.await;
@@ -153,6 +187,24 @@ async fn until(posters: &Posters, line: &Line, step: Step) -> Result<(), RunErro
     }
 }
 
+/// Waits for what is outstanding; says why it gave up, if it did.
+async fn answered(posters: &Posters, line: &Line) -> Option<String> {
+    let mut stall = Stall::new(START_STALLED);
+    loop {
+        let (left, fault) = posters.with(|state| {
+            let busy = state.users.iter().filter(|user| user.busy);
+            (busy.map(|user| 1 + user.due.len()).sum::<usize>(), state.fault.clone())
+        });
+        if left == 0 || fault.is_some() || line.order() == Order::Abort {
+            return fault;
+        }
+        if stall.is_stalled(left as u64) {
+            return Some(format!("{left} requests outstanding, no progress"));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
 struct Posters {
     state: RefCell<State>,
     turns: Turns,
@@ -164,6 +216,8 @@ struct State {
     owners: Vec<usize>,
     queue: Vec<(usize, Say)>,
     keeps: bool,
+    /// Whether a plan says when to post.
+    planned: bool,
     run: RunTag,
     run_text: String,
     heads: Vec<String>,
@@ -183,6 +237,9 @@ struct Poster {
     number: u32,
     asked_at: Instant,
     newest: u64,
+    /// In the open loop: whether a request is under way, and when the next ones should have been.
+    busy: bool,
+    due: VecDeque<Instant>, // bound: what the plan has for one user
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -208,7 +265,7 @@ impl Posters {
 }
 
 impl State {
-    fn new(options: &cli::HttpShare, target: &Target<'_>) -> State {
+    fn new(options: &cli::HttpShare, target: &Target<'_>, planned: bool) -> State {
         let run = fresh_random(u64::from(options.users)).draw();
         let head = |user| {
             let token = target.key.mint(&user_name(user), unix_ms() / 1_000, TOKEN_TTL_S);
@@ -219,6 +276,7 @@ impl State {
             owners: Vec::new(),
             queue: Vec::new(),
             keeps: target.keeps,
+            planned,
             run: RunTag::new(run),
             run_text: format!("{run:016x}"),
             heads: (0..options.users).map(head).collect(),
@@ -244,6 +302,8 @@ impl State {
             number: 0,
             asked_at: Instant::now(),
             newest: 0,
+            busy: false,
+            due: VecDeque::new(),
         });
         if self.owners.len() <= key.index() {
             self.owners.resize(key.index() + 1, usize::MAX);
@@ -254,6 +314,17 @@ impl State {
     fn all(&mut self, say: Say) {
         if self.keeps || say == Say::Post {
             self.queue.extend((0..self.users.len()).map(|user| (user, say)));
+        }
+    }
+
+    /// A post is intended for this time.
+    fn due(&mut self, user: usize, at: Instant) {
+        let poster = &mut self.users[user];
+        if std::mem::replace(&mut poster.busy, true) {
+            poster.due.push_back(at);
+        } else {
+            poster.asked_at = at;
+            self.queue.push((user, Say::Post));
         }
     }
 
@@ -284,7 +355,9 @@ impl State {
                 let (run, number) = (&self.run_text, poster.number);
                 let key = format!("idempotency-key: {run}-{user}-{number}\r\n");
                 poster.number += 1;
-                poster.asked_at = now;
+                if !self.planned {
+                    poster.asked_at = now;
+                }
                 json(&poster.path, &key, &format!(r#"{{"text":"{text}"}}"#))
             }
         };
@@ -329,6 +402,15 @@ impl State {
                 self.acked += u64::from(is_measured(&at));
                 if is_measured(&asked_at) {
                     self.ack.record((at - asked_at).as_nanos() as u64);
+                }
+                if self.planned {
+                    match poster.due.pop_front() {
+                        Some(at) => poster.asked_at = at,
+                        None => {
+                            poster.busy = false;
+                            return Ok(());
+                        }
+                    }
                 }
                 self.queue.push((user, Say::Post));
             }
