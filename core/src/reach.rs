@@ -12,6 +12,8 @@
 //! of a dead process are notified by nobody: they lie below the version at which their shard was
 //! claimed, and positions below that of any shard move by a read alone.
 
+use std::collections::BTreeSet;
+
 use chatring_wire::Uid;
 
 use crate::effect::{ShardId, ShardMessage};
@@ -26,10 +28,10 @@ pub(crate) struct Reach {
     newest: Version,
     /// The version up to which it is asked, and how many shards have yet to answer.
     asked: Option<(Version, u16)>,
-    /// Users whose feeds wait for that. Each is here once, and once below.
-    waiting: Vec<Uid>,
+    /// Users whose feeds wait for that.
+    waiting: BTreeSet<Uid>,
     /// Users whose feeds wait for the next time.
-    next: Vec<Uid>,
+    next: BTreeSet<Uid>,
     /// Commits of dead processes lie below.
     pub(crate) claimed: Version,
     /// Shards that asked, and the group after whose notification they are answered.
@@ -47,7 +49,7 @@ impl Shard {
         let calls = self.users.get_mut(&uid).and_then(|user| user.calls.as_mut());
         let Some(feed) = calls.and_then(|calls| calls.feed.as_mut()) else { return };
         if !std::mem::replace(&mut feed.awaits_reach, true) {
-            self.reach.next.push(uid);
+            self.reach.next.insert(uid);
             self.ask_how_far();
         }
     }
