@@ -149,6 +149,8 @@ fn open(stream: TcpStream, tls: Option<&Arc<ServerConfig>>) -> Option<MaybeTls> 
 
 /// Runs a task that holds something to its end.
 fn spawn_with(task: impl Future<Output = ()> + Send + 'static, held: impl Send + 'static) {
+    // A block has two places for what it takes in and awaits: one before, one meanwhile.
+    let task = Box::pin(task);
     tokio::spawn(async move {
         task.await;
         drop(held);

@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::IpAddr;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
@@ -86,6 +86,7 @@ pub(super) fn serve(
                     .max_headers(HTTP_HEADERS_MAX)
                     .serve_connection(io, service);
                 let never = std::future::pending();
+                let served = Box::pin(served);
                 until_over(served, phase, never, |served| served.graceful_shutdown()).await;
             }
             Version::Http2 => {
@@ -100,6 +101,7 @@ pub(super) fn serve(
                     .keep_alive_timeout(Duration::from_millis(HTTP2_PING_MS))
                     .serve_connection(io, service);
                 let idles = activity.idles_for(idle);
+                let served = Box::pin(served);
                 until_over(served, phase, idles, |served| served.graceful_shutdown()).await;
             }
         }
@@ -109,12 +111,11 @@ pub(super) fn serve(
 /// Runs a connection to its end; when the node begins to drain or the connection idles, that is
 /// after the requests under way. Later ones are served: they ask whether the node is ready.
 async fn until_over<C: Future>(
-    connection: C,
+    mut connection: Pin<Box<C>>,
     mut phase: watch::Receiver<Phase>,
     idles: impl Future<Output = ()>,
     shut_down: impl Fn(Pin<&mut C>),
 ) {
-    let mut connection = pin!(connection);
     let draining =
         async { while phase.changed().await.is_ok() && *phase.borrow() != Phase::Draining {} };
     tokio::select! {

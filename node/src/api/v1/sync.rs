@@ -176,7 +176,8 @@ async fn next(state: &Shared, owner: &Owner, sync: CallSync) -> Result<Synced, P
     if state.tokens().is_some_and(|tokens| tokens.has_ended(owner)) {
         return Err(ErrorCode::RevokedToken.into());
     }
-    let call = state.chat()?.call(owner, CallRequest::Sync(sync));
+    // Boxed, for it waits, and would have two places here and two in each caller.
+    let call = Box::pin(state.chat()?.call(owner, CallRequest::Sync(sync)));
     let draining = state.draining();
     let answer = tokio::select! {
         answer = call => answer?,
