@@ -112,7 +112,8 @@ fn node(
 ) -> Result<Measured, RunError> {
     let (server, ready) = place.start_node(home)?;
     let ready = Ready::read(&ready)?;
-    let address = ready.http.strip_prefix("http://").and_then(|address| address.parse().ok());
+    let address = ready.api().filter(|(_, has_tls)| !has_tls);
+    let address = address.and_then(|(address, _)| address.parse().ok());
     let address = address.ok_or_else(|| RunError::Node("the node tells no address".to_owned()))?;
     let key = ready.token_key()?;
     let watch = Watch::new(&server, options.place.server_core);

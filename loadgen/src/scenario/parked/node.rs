@@ -34,8 +34,9 @@ pub struct Counts {
 impl Node {
     /// The one that a ready file names.
     pub fn new(ready: &Ready) -> Result<Node, RunError> {
-        let host = ready.http.strip_prefix("http://");
-        let host = host.ok_or_else(|| RunError::Node("it tells of no http address".to_owned()))?;
+        let Some((host, false)) = ready.api() else {
+            return Err(RunError::Node("it tells of no http address".to_owned()));
+        };
         let rollup = ready.pid.map(|pid| PathBuf::from(format!("/proc/{pid}/smaps_rollup")));
         Ok(Node { host: host.to_owned(), rollup })
     }
