@@ -4,7 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use chatring_core::counters::{CounterKind, Counters};
 
-use crate::gateway::GatewayCounters;
+use crate::gateway::{CallCounters, GatewayCounters};
 use crate::rt::StatValues;
 use crate::store::embedded::{StoreMetrics, WRITE_US_BOUNDS};
 
@@ -76,6 +76,19 @@ pub fn of_connections(counters: &GatewayCounters) -> Vec<Metric> {
         Metric::new(&format!("chatring_gateway_{name}"), help, value)
     };
     counters.each().into_iter().map(metric).collect()
+}
+
+/// What is carried to the shards for callers without a session.
+pub fn of_calls(counters: &CallCounters) -> Vec<Metric> {
+    let counts = [
+        ("batches", "batches of calls given to shards", counters.batches),
+        ("carried", "calls and withdrawals in them", counters.messages),
+        ("full", "calls and withdrawals that found no room", counters.full),
+    ];
+    let metric = |(name, help, value)| {
+        Metric::new(&format!("chatring_calls_{name}"), help, MetricValue::Counter(value))
+    };
+    counts.into_iter().map(metric).collect()
 }
 
 /// The runtime of the shards, summed by the caller.

@@ -17,7 +17,7 @@ use crate::config::Config;
 use crate::files::Rooms;
 use crate::gateway::{self, Calls, Gateway, GatewayConfig, GatewayCounters, StoreSink};
 use crate::held::HELD;
-use crate::metrics::{Metric, of_connections, of_runtime, of_shards, of_store};
+use crate::metrics::{Metric, of_calls, of_connections, of_runtime, of_shards, of_store};
 use crate::rt::{SHARDS_MAX, StatValues};
 use crate::server::{Clients, Door, Drained, StartError};
 use crate::store::embedded::EmbeddedStore;
@@ -150,8 +150,10 @@ impl Clients for EmbeddedNode {
     }
 
     fn metrics(&self) -> Vec<Metric> {
-        let figures = self.with(|running| (running.gateway.metrics(), running.store.metrics()));
-        let Some((shards, store)) = figures else { return Vec::new() };
+        let figures = self.with(|Running { gateway, store }| {
+            (gateway.metrics(), gateway.call_counters(), store.metrics())
+        });
+        let Some((shards, calls, store)) = figures else { return Vec::new() };
         let mut core = Counters::default();
         let mut connections = GatewayCounters::default();
         let mut runtime = StatValues::default();
@@ -162,6 +164,7 @@ impl Clients for EmbeddedNode {
         }
         let mut metrics = of_shards(&core);
         metrics.extend(of_connections(&connections));
+        metrics.extend(of_calls(&calls));
         metrics.extend(of_runtime(&runtime));
         metrics.extend(of_store(&store));
         metrics.extend(HELD.metrics());

@@ -241,7 +241,15 @@ impl Api {
     pub fn set_node(&self, node: NodeParts) {
         let NodeParts { verifier, shards } = node;
         if let Some(shards) = shards {
-            let _ = self.state.chat.set(Chat::new(shards));
+            let here = match &shards {
+                Shards::Here { calls, .. } => Some(calls.clone()),
+                Shards::Linked(_) => None,
+            };
+            if self.state.chat.set(Chat::new(shards)).is_ok()
+                && let Some(calls) = here
+            {
+                self.runtime.spawn(async move { calls.carry().await });
+            }
         }
         for set in verifier.key_sets() {
             self.runtime.spawn(jwks::keep(Arc::clone(set)));

@@ -1,7 +1,7 @@
 //! Calls from other threads to the shards: asked of the shard that owns the user, answered once.
 //!
 //! ```text
-//!  Calls::call ─▶ inbox of the shard ─▶ its machine ─▶ … ─▶ answer ─▶ the waiting future
+//!  Calls::call ─▶ courier ─▶ inbox of the shard ─▶ its machine ─▶ … ─▶ courier ─▶ the future
 //!       └ dropped: the shard is told, and answers nobody
 //! ```
 
@@ -11,18 +11,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use chatring_core::call::{Call, CallDevice, CallId, CallRequest, CallResult, Decision};
 use chatring_core::effect::{Identity, Input, ShardId};
 use chatring_core::placement::shard_of;
-use chatring_wire::ErrorCode;
-use chatring_wire::frame::Failure;
 
+use super::courier::{Courier, Reply, busy, draining};
 use super::driver::Message;
 use super::shard::{GatewayShard, Shared};
 use crate::rt::{Io, Post};
 
-/// When a call that found no room is worth another try.
-const BUSY_RETRY_MS: u32 = 100;
-
-/// Where callers without a session turn to. Cheap to clone, and usable from every thread and
-/// runtime.
+/// Where callers without a session turn to, while [`Calls::carry`] runs. Cheap to clone, and usable
+/// from every thread and runtime.
 #[derive(Clone, Debug)]
 pub struct Calls {
     posts: Arc<[Post<Message>]>,
@@ -38,12 +34,15 @@ pub struct Asked {
     pub reply: Reply,
 }
 
-/// Where the answer goes. It has room for one.
-pub type Reply = flume::Sender<CallResult>;
-
 impl Calls {
     pub(super) fn new(posts: &[Post<Message>], shared: Arc<Shared>) -> Calls {
         Calls { posts: posts.into(), shared, given: Arc::default() }
+    }
+
+    /// Carries the calls and their answers, for ever. To be run once, on the runtime on which most
+    /// calls are made; before that they wait, and once it is dropped they are `draining`.
+    pub async fn carry(&self) {
+        self.shared.courier.carry(&self.posts).await;
     }
 
     /// Asks for something on behalf of the owner of a verified token. Dropping the future withdraws
@@ -70,19 +69,15 @@ impl Calls {
     }
 
     async fn make(&self, what: Call) -> CallResult {
-        let draining = || Failure::new(ErrorCode::Draining).retry_after(BUSY_RETRY_MS);
         let Some(key) = self.shared.key.get() else { return Err(draining()) };
         let uid = key.uid(&what.identity.issuer, &what.identity.subject, 0);
-        let owner = shard_of(uid.vshard(), self.shared.shards);
+        let shard = usize::from(shard_of(uid.vshard(), self.shared.shards).0);
         let call = CallId(self.given.fetch_add(1, Ordering::Relaxed));
         let (reply, answer) = flume::bounded(1);
-        let what = Box::new(what);
-        let post = &self.posts[usize::from(owner.0)];
-        let asked = Message::Call(Box::new(Asked { call, what, reply }));
-        if post.try_post(vec![asked]).is_err() {
-            return Err(Failure::new(ErrorCode::Busy).retry_after(BUSY_RETRY_MS));
-        }
-        let mut waiting = Waiting { post, call, over: false };
+        let asked = Asked { call, what: Box::new(what), reply };
+        let courier = &self.shared.courier;
+        courier.send(shard, Message::Call(Box::new(asked)))?;
+        let mut waiting = Waiting { courier, shard, call, over: false };
         let answer = answer.recv_async().await;
         waiting.over = true;
         answer.unwrap_or_else(|_| Err(draining()))
@@ -91,7 +86,8 @@ impl Calls {
 
 /// Tells the shard when nobody waits any more.
 struct Waiting<'a> {
-    post: &'a Post<Message>,
+    courier: &'a Courier,
+    shard: usize,
     call: CallId,
     over: bool,
 }
@@ -99,8 +95,8 @@ struct Waiting<'a> {
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         if !self.over {
-            // With a full inbox the call goes on to its end, which is bounded in time.
-            let _ = self.post.try_post(vec![Message::CallGone(self.call)]);
+            // Without room for it the call goes on to its end, which is bounded in time.
+            let _ = self.courier.send(self.shard, Message::CallGone(self.call));
         }
     }
 }
@@ -121,8 +117,7 @@ impl GatewayShard {
 
     pub(super) fn answer(&mut self, call: CallId, answer: CallResult) {
         if let Some(reply) = self.replies.remove(&call) {
-            // Fails only when nobody waits any more.
-            let _ = reply.try_send(answer);
+            self.answered.push((reply, answer));
         }
     }
 
@@ -131,8 +126,7 @@ impl GatewayShard {
         if self.driver.has_room(to) {
             self.driver.pass_on(to, Message::Call(Box::new(Asked { call, what, reply })));
         } else {
-            let busy = Failure::new(ErrorCode::Busy).retry_after(BUSY_RETRY_MS);
-            let _ = reply.try_send(Err(busy));
+            self.answered.push((reply, Err(busy())));
         }
     }
 }

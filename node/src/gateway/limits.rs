@@ -16,6 +16,10 @@ pub const POLL_MS: u64 = 5;
 /// Batches for another shard that wait because its inbox is full. The machines' credits keep the
 /// messages below; it bounds connections that change their shard, which are refused above it.
 pub const HANDOVERS_WAITING_MAX: usize = 4_096;
+/// Calls and withdrawals that wait to be carried to one shard; above it calls are refused.
+pub const GATHERED_MAX: usize = 8_192;
+/// When a call that found no room is worth another try.
+pub const CALL_RETRY_MS: u32 = 100;
 /// When a connection that found no room on its way to its shard is worth another try.
 pub const HANDOVER_RETRY_MS: u32 = 1_000;
 

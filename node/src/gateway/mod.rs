@@ -12,6 +12,7 @@
 mod admission;
 mod calls;
 mod connection;
+mod courier;
 mod driver;
 mod limits;
 mod metrics;
@@ -32,6 +33,7 @@ use thiserror::Error;
 
 pub use crate::rt::{Driver, StartError};
 pub use calls::Calls;
+pub use courier::CallCounters;
 pub use limits::{GatewayLimits, REFUSED_MAX};
 pub use metrics::{GatewayCounters, ShardMetrics};
 
@@ -39,6 +41,7 @@ use crate::auth::TokenVerifier;
 use crate::rt::{RingSizes, RtConfig, Runtime, Seat};
 use admission::Admission;
 pub(crate) use admission::network_of;
+use courier::Courier;
 use driver::{Driver as ShardDriver, Message, Sink};
 use metrics::Published;
 use shard::{GatewayShard, Shared};
@@ -141,6 +144,7 @@ pub fn start(
         limits: config.limits.clone(),
         verifier,
         http,
+        courier: Courier::new(config.shards),
         key: OnceLock::new(),
         admission: Admission::new(&config.limits),
         ready: AtomicU16::new(0),
@@ -224,6 +228,11 @@ impl Gateway {
                 }
             })
             .collect()
+    }
+
+    /// What was carried to the shards for callers without a session.
+    pub fn call_counters(&self) -> CallCounters {
+        self.shared.courier.counters()
     }
 
     fn tell(&self, message: impl Fn() -> Message) {

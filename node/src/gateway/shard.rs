@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, TryLockError};
 
-use chatring_core::call::CallId;
+use chatring_core::call::{CallId, CallResult};
 use chatring_core::effect::{Attach, Effect, Input, Now, SessionId, ShardId};
 use chatring_core::placement::{DeploymentKey, shard_of};
 use chatring_wire::frame::{Failure, Hello};
@@ -15,8 +15,8 @@ use chatring_wire::{ClientFrame, CloseCode, ErrorCode, ServerFrame};
 use rustc_hash::FxHashMap;
 
 use super::admission::{Admission, Permit};
-use super::calls::Reply;
 use super::connection::{Item, Opened, Opening, Talk, Wrong, refusal};
+use super::courier::{Courier, Reply};
 use super::driver::{Driver, Handover, Message};
 use super::limits::{
     CLOSE_MS_MAX, FRAMES_PER_CALL_MAX, GatewayLimits, HANDOVER_RETRY_MS, REFUSED_MAX,
@@ -32,6 +32,7 @@ pub struct Shared {
     pub limits: GatewayLimits,
     pub verifier: Arc<dyn TokenVerifier>,
     pub http: HttpSink,
+    pub courier: Courier,
     /// Derives ids; not there before a shard is ready.
     pub key: OnceLock<DeploymentKey>,
     pub admission: Arc<Admission>,
@@ -108,6 +109,8 @@ pub struct GatewayShard {
     sessions: FxHashMap<SessionId, ConnId>,
     /// Who waits for the answers to the machine's calls; as many as those.
     pub(super) replies: FxHashMap<CallId, Reply>,
+    /// What this turn has answered of them.
+    pub(super) answered: Vec<(Reply, CallResult)>,
     sessions_given: u64,
     /// Connections with frames that are to be written.
     dirty: Vec<ConnId>,
@@ -128,6 +131,7 @@ impl GatewayShard {
             conns: Vec::new(),
             sessions: FxHashMap::default(),
             replies: FxHashMap::default(),
+            answered: Vec::new(),
             sessions_given: 0,
             dirty: Vec::new(),
             opening: VecDeque::new(),
@@ -246,6 +250,7 @@ impl Handler for GatewayShard {
             }
         }
         self.dirty = dirty;
+        self.shared.courier.answer(&mut self.answered);
         self.counters.posts_full += self.driver.post_all();
         io.expect_post(self.driver.awaits_much());
     }

@@ -5,6 +5,10 @@
 use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::pin::pin;
+use std::sync::atomic::AtomicBool;
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::Thread;
 
 use bytes::{Bytes, BytesMut};
 use chatring_core::effect::Identity;
@@ -61,6 +65,7 @@ struct Server {
     gateway: Gateway,
     store: Arc<EmbeddedStore>,
     handed: flume::Receiver<PlainHttp>,
+    carries: Option<Carries>,
     _dir: tempfile::TempDir,
 }
 
@@ -91,7 +96,8 @@ impl Server {
         let http: HttpSink = Arc::new(move |connection| hand.try_send(connection).unwrap());
         let gateway = start(&config, stores, Arc::new(Trusting), http).unwrap();
         gateway.wait_ready(PATIENCE).unwrap();
-        Server { gateway, store, handed, _dir: dir }
+        let carries = Some(carry(gateway.calls()));
+        Server { gateway, store, handed, carries, _dir: dir }
     }
 
     fn counters(&self) -> GatewayCounters {
@@ -114,6 +120,41 @@ impl Server {
         assert!(matches!(client.frame(), ServerFrame::Welcome(_)));
         client.until(|frame| matches!(frame, ServerFrame::Synced { .. }));
         client
+    }
+}
+
+/// A thread that carries calls until this is dropped.
+struct Carries {
+    over: Arc<AtomicBool>,
+    thread: Thread,
+}
+
+fn carry(calls: Calls) -> Carries {
+    let over = Arc::new(AtomicBool::new(false));
+    let told = Arc::clone(&over);
+    let carries = std::thread::spawn(move || {
+        let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+        let mut carry = pin!(calls.carry());
+        while !told.load(Ordering::Acquire) {
+            assert_eq!(carry.as_mut().poll(&mut Context::from_waker(&waker)), Poll::Pending);
+            std::thread::park();
+        }
+    });
+    Carries { over, thread: carries.thread().clone() }
+}
+
+impl Drop for Carries {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Release);
+        self.thread.unpark();
+    }
+}
+
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
     }
 }
 

@@ -1,8 +1,6 @@
 //! Calls from other threads, answered by the shards that own their users.
 
-use std::pin::pin;
-use std::task::{Context, Poll, Wake, Waker};
-use std::thread::{self, Thread};
+use std::thread;
 
 use chatring_core::call::{Again, Answer, CallDevice, CallRequest, CallSend, CallSync, Event};
 use chatring_wire::Cid;
@@ -82,6 +80,41 @@ fn whoever_asks_has_numbers_of_its_own() {
     assert_eq!(answered, Poll::Pending, "nothing has come");
 }
 
+#[test]
+fn a_caller_that_is_not_polled_holds_nobody_up() {
+    let server = Server::start(GatewayLimits::default());
+    let calls = server.gateway.calls();
+    let cursor = cursor_of(&calls, "alice");
+    let mut first = pin!(calls.call(identity("alice"), CallDevice::None, sync(&cursor, 0)));
+    assert_eq!(first.as_mut().poll(&mut Context::from_waker(Waker::noop())), Poll::Pending);
+    for number in 0..20 {
+        ask(&calls, &format!("bob-{number}"), CallRequest::SignIn);
+    }
+    assert!(matches!(block_on(first), Ok(Answer::Synced(_))));
+}
+
+#[test]
+fn calls_end_when_nobody_carries_them() {
+    let mut server = Server::start(GatewayLimits::default());
+    let calls = server.gateway.calls();
+    let cursor = cursor_of(&calls, "alice");
+    let ended = thread::scope(|scope| {
+        let request = sync(&cursor, 30_000);
+        let waiting = calls.call(identity("alice"), CallDevice::None, request);
+        let waiting = scope.spawn(|| block_on(waiting));
+        until(|| parked(&server) == 1);
+        server.carries = None;
+        until(|| {
+            let call = calls.call(identity("alice"), CallDevice::None, CallRequest::SignIn);
+            block_on(call).is_err_and(|failure| failure.code == Ok(ErrorCode::Draining))
+        });
+        server.gateway.drain(Instant::now() + PATIENCE).unwrap();
+        waiting.join().unwrap()
+    });
+    let failure = ended.unwrap_err();
+    assert_eq!(failure.code, Ok(ErrorCode::Draining));
+}
+
 /// Makes both users and their channel.
 fn open(calls: &Calls, subject: &str, peer: &str) -> Cid {
     ask(calls, peer, CallRequest::SignIn);
@@ -137,13 +170,5 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
         }
         assert!(Instant::now() < end, "no answer in time");
         thread::park_timeout(PATIENCE);
-    }
-}
-
-struct Unpark(Thread);
-
-impl Wake for Unpark {
-    fn wake(self: Arc<Self>) {
-        self.0.unpark();
     }
 }
