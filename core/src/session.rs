@@ -27,8 +27,6 @@ pub const REQUESTS_OPEN_MAX: usize = 64;
 const SENT_MAX: usize = 512;
 /// What a push costs in the window besides its body.
 const PUSH_OVERHEAD_BYTES: u32 = 16;
-/// Notifications that wait until a session's first read tells which of them it covers.
-const HELD_MAX: usize = 256;
 /// Where reconnecting clients spread when the node drains.
 pub(crate) const DRAIN_SPREAD_MS: u32 = 2_000;
 /// When a request that met a full queue is worth another try.
@@ -53,10 +51,8 @@ pub(crate) struct Session {
     pub(crate) pushed: Version,
     /// Requests other than sends that are open.
     pub(crate) requests: Vec<RequestId>,
-    /// What an audit found missing.
-    pub(crate) suspects: Vec<(Cid, chatring_wire::Seq)>,
-    /// The version at which the audit read.
-    pub(crate) audit_version: Version,
+    /// What an audit found missing; `None` if nothing.
+    pub(crate) suspects: Option<Box<Suspects>>,
     window: Window,
     sends: FxHashMap<RequestId, OpenSend>,
     sent: VecDeque<SentBefore>,
@@ -64,6 +60,9 @@ pub(crate) struct Session {
     timers: [Option<TimerKey>; SessionTimer::KINDS],
     heard_ms: u64,
 }
+
+// Thousands of sessions are idle, and the allocator's next size is a fifth more.
+const _: () = assert!(size_of::<Session>() <= 320);
 
 /// From when to when a session's token is good. Whose it is, the user's row says.
 #[derive(Clone, Copy, Debug)]
@@ -89,14 +88,23 @@ pub(crate) enum Phase {
 }
 
 /// Whether pushes go out to a session.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Flow {
-    /// A sync's first read is under way: notifications wait for its version.
-    Held(VecDeque<(Version, Stored)>),
+    /// A sync's first read is under way: notifications wait there for its version.
+    Held,
     /// Pushes go out.
     Live,
     /// Pushes stopped until the client pulls.
     Behind,
+}
+
+/// Messages that an audit found and of which the session was not told by then.
+#[derive(Debug)]
+pub(crate) struct Suspects {
+    /// The version at which the audit read.
+    pub(crate) version: Version,
+    /// The newest of each channel.
+    pub(crate) newest: Vec<(Cid, chatring_wire::Seq)>,
 }
 
 /// Pushes that the client has not acknowledged.
@@ -135,14 +143,13 @@ impl Session {
             device,
             token: TokenTimes::from(&attach.identity),
             phase: Phase::SigningIn { cursor: Box::new(attach.cursor) },
-            flow: Flow::Held(VecDeque::new()),
+            flow: Flow::Held,
             sync: None,
             position: Position::START,
             covered: Version(0),
             pushed: Version(0),
             requests: Vec::new(),
-            suspects: Vec::new(),
-            audit_version: Version(0),
+            suspects: None,
             window: Window::default(),
             sends: FxHashMap::default(),
             sent: VecDeque::new(),
@@ -164,7 +171,7 @@ impl Session {
     /// Whether a marker may be pushed. One that comes while a sync reads is not held back: what a
     /// device is told twice does no harm.
     pub(crate) fn takes_markers(&self) -> bool {
-        matches!(self.phase, Phase::Attached) && !matches!(self.flow, Flow::Behind)
+        matches!(self.phase, Phase::Attached) && self.flow != Flow::Behind
     }
 
     fn sent_before(&mut self, request: RequestId) -> Option<&mut SentBefore> {
@@ -416,13 +423,15 @@ impl Shard {
             // The sync that follows the welcome reads it.
             return;
         }
-        match &mut session.flow {
+        match session.flow {
             Flow::Behind => return,
-            Flow::Held(held) if held.len() < HELD_MAX => {
-                held.push_back((version, message.clone()));
+            Flow::Held => {
+                let sync = session.sync.as_mut();
+                if !sync.is_some_and(|sync| sync.hold(version, message)) {
+                    self.fall_behind(id);
+                }
                 return;
             }
-            Flow::Held(_) => return self.fall_behind(id),
             Flow::Live => {}
         }
         let answered =
@@ -456,7 +465,7 @@ impl Shard {
     fn fall_behind(&mut self, id: SessionId) {
         let Some(session) = self.sessions.get_mut(&id) else { return };
         let welcomed = matches!(session.phase, Phase::Attached);
-        if !welcomed || matches!(session.flow, Flow::Behind) {
+        if !welcomed || session.flow == Flow::Behind {
             return;
         }
         session.flow = Flow::Behind;

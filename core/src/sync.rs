@@ -23,11 +23,11 @@ use chatring_wire::limits::BODY_BYTES_MAX;
 use chatring_wire::{Cid, ErrorCode, Ordinal, Seq, Uid};
 
 use crate::cursor::{Cursor, Position};
-use crate::effect::SessionId;
+use crate::effect::{SessionId, Stored};
 use crate::keys;
 use crate::kv::{Order, RangeEnd, RangeRead, RangeRows, Read, ReadVersion, Rows, Version};
 use crate::sabotage::Break;
-use crate::session::Flow;
+use crate::session::{Flow, Suspects};
 use crate::shard::{Asker, Shard};
 use crate::timers::SessionTimer;
 use crate::user::read_ordinal;
@@ -39,6 +39,8 @@ const SLICE_ROWS_MAX: u32 = 512;
 const SLICE_BYTES_MAX: u32 = 256 * 1024;
 /// Changed channels that a sync keeps until it knows the newest of them.
 const CHANGED_MAX: usize = 1_024;
+/// Notifications that wait until a session's first read tells which of them it covers.
+const HELD_MAX: usize = 256;
 /// Channels of which a sync gives messages; of the others it gives heads.
 const PAGES_MAX: usize = 64;
 /// Messages in one page.
@@ -81,6 +83,8 @@ pub(crate) struct Sync {
     /// What the client asked for while a read of this sync was under way: it comes instead.
     pull: Option<(RequestId, Bytes)>,
     reading: bool,
+    /// Notifications that came before the first read.
+    held: VecDeque<(Version, Stored)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,6 +135,18 @@ pub(crate) enum SyncStep {
     Pages { generation: u64, of: Vec<PageOf> },
 }
 
+impl Sync {
+    /// Keeps a notification until the first read tells whether it is covered; false if there are
+    /// too many.
+    pub(crate) fn hold(&mut self, version: Version, message: &Stored) -> bool {
+        let has_room = self.held.len() < HELD_MAX;
+        if has_room {
+            self.held.push_back((version, message.clone()));
+        }
+        has_room
+    }
+}
+
 impl Shard {
     /// Starts to bring a session up to date.
     pub(crate) fn start_sync(&mut self, id: SessionId, request: RequestId, cursor: Bytes) {
@@ -138,7 +154,7 @@ impl Shard {
         let history = self.ready().history;
         let cursor = Cursor::decode(cursor).filter(|cursor| cursor.history == history);
         if let Some(session) = self.sessions.get_mut(&id) {
-            session.flow = Flow::Held(VecDeque::new());
+            session.flow = Flow::Held;
         }
         let since = cursor.as_ref().map_or(Position::START, |cursor| cursor.position);
         self.begin(id, Purpose::Resume, request, cursor, since);
@@ -181,6 +197,7 @@ impl Shard {
             next: Next::Slice,
             pull: None,
             reading: false,
+            held: VecDeque::new(),
         }));
         self.read_slice(id);
     }
@@ -278,14 +295,13 @@ impl Shard {
         }
         let request = sync.request;
         session.covered = session.covered.max(at);
-        let held = match std::mem::replace(&mut session.flow, Flow::Live) {
-            Flow::Held(held) => held,
-            Flow::Behind => {
-                session.flow = Flow::Behind;
-                VecDeque::new()
-            }
-            Flow::Live => VecDeque::new(),
-        };
+        let mut held = std::mem::take(&mut sync.held);
+        match session.flow {
+            Flow::Held => session.flow = Flow::Live,
+            // It has lost some of them.
+            Flow::Behind => held.clear(),
+            Flow::Live => {}
+        }
         let cache = if foreign { CacheAction::Replace } else { CacheAction::Keep };
         if foreign {
             self.counters.syncs_replaced += 1;
@@ -444,10 +460,10 @@ impl Shard {
 
     /// Starts an audit, or ends the one whose time of grace is over.
     pub(crate) fn audit(&mut self, id: SessionId) {
-        match self.sessions.get(&id) {
-            Some(session) if session.suspects.is_empty() => self.start_audit(id),
-            Some(_) => self.finish_audit(id),
-            None => {}
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        match session.suspects.take() {
+            Some(suspects) => self.finish_audit(id, *suspects),
+            None => self.start_audit(id),
         }
     }
 
@@ -455,7 +471,7 @@ impl Shard {
     fn start_audit(&mut self, id: SessionId) {
         let store = self.ready().store;
         let Some(session) = self.sessions.get_mut(&id) else { return };
-        if session.sync.is_some() || !matches!(session.flow, Flow::Live) {
+        if session.sync.is_some() || session.flow != Flow::Live {
             return self.set_audit(id);
         }
         self.counters.audits += 1;
@@ -472,12 +488,11 @@ impl Shard {
     fn audited(&mut self, id: SessionId) {
         let Some(session) = self.sessions.get_mut(&id) else { return };
         let Some(sync) = session.sync.take() else { return };
-        session.audit_version = sync.at.expect("an audit ends after its first read");
-        let mut markers = Vec::new();
-        session.suspects.clear();
+        let version = sync.at.expect("an audit ends after its first read");
+        let (mut newest, mut markers) = (Vec::new(), Vec::new());
         for Changed { mut head, messages, .. } in sync.changed {
             match messages {
-                MessagesChanged::Yes => session.suspects.push((head.cid, head.head)),
+                MessagesChanged::Yes => newest.push((head.cid, head.head)),
                 MessagesChanged::No => {
                     head.rows = HeadRows::Unchanged;
                     markers.push(head);
@@ -489,32 +504,33 @@ impl Shard {
         for head in markers {
             self.send(id, ServerFrame::Head(head));
         }
-        self.drop_seen_suspects(id);
-        match self.sessions.get(&id) {
-            Some(session) if session.suspects.is_empty() => self.finish_audit(id),
-            Some(_) => {
-                self.set_timer(id, SessionTimer::Audit, self.now.mono_ms + AUDIT_GRACE_MS);
-            }
-            None => {}
+        let mut suspects = Suspects { version, newest };
+        self.drop_seen(id, &mut suspects);
+        if suspects.newest.is_empty() {
+            return self.finish_audit(id, suspects);
         }
+        if let Some(session) = self.sessions.get_mut(&id) {
+            session.suspects = Some(Box::new(suspects));
+        }
+        self.set_timer(id, SessionTimer::Audit, self.now.mono_ms + AUDIT_GRACE_MS);
     }
 
-    fn drop_seen_suspects(&mut self, id: SessionId) {
-        let Some(session) = self.sessions.get_mut(&id) else { return };
+    fn drop_seen(&self, id: SessionId, suspects: &mut Suspects) {
+        let Some(session) = self.sessions.get(&id) else { return };
         let Some(user) = self.users.get(&session.uid) else { return };
-        session.suspects.retain(|(cid, seq)| !user.has_seen(*cid, *seq));
+        suspects.newest.retain(|(cid, seq)| !user.has_seen(*cid, *seq));
     }
 
     /// Ends an audit: what is still missing is given by a sync.
-    fn finish_audit(&mut self, id: SessionId) {
+    fn finish_audit(&mut self, id: SessionId, mut suspects: Suspects) {
         let store = self.ready().store;
-        self.drop_seen_suspects(id);
-        let Some(session) = self.sessions.get_mut(&id) else { return };
-        let missing = std::mem::take(&mut session.suspects).len() as u64;
-        if session.sync.is_some() || !matches!(session.flow, Flow::Live) {
+        self.drop_seen(id, &mut suspects);
+        let Suspects { version, newest } = suspects;
+        let missing = newest.len() as u64;
+        let Some(session) = self.sessions.get(&id) else { return };
+        if session.sync.is_some() || session.flow != Flow::Live {
             return self.set_audit(id);
         }
-        let version = session.audit_version;
         let (position, history) = (session.position, self.ready().history);
         if missing == 0 {
             let at = Position { incarnation: store, version };
