@@ -5,7 +5,8 @@
 //! can run in one thread, in virtual time, from a seed. The contract of the driver:
 //!
 //! 1. call `step(now, input)` for whatever happened,
-//! 2. drain `poll_effect()` until it is empty and carry each effect out, in that order,
+//! 2. drain `poll_effect()` until it is empty and carry each effect out, in that order; with
+//!    `hold_appends` in between, so that what several steps append becomes one group,
 //! 3. call `step(now, Input::Tick)` once `deadline()` has passed.
 //!
 //! Every request to the store that was submitted comes back as exactly one `Input::Store`.

@@ -98,6 +98,7 @@ pub struct Shard {
     effects: VecDeque<Effect>,
     /// Empty between the steps of the lane; kept for its memory.
     lane_out: Vec<LaneOutput<Tag>>,
+    appends_held: bool,
 }
 
 /// What to do when rows are stored.
@@ -186,6 +187,7 @@ impl Shard {
             sync_generation: 0,
             effects: VecDeque::new(),
             lane_out: Vec::new(),
+            appends_held: false,
         };
         shard.start_boot();
         shard
@@ -362,8 +364,15 @@ impl Shard {
         }
     }
 
+    /// While appends are held none of them goes to the store, and they become one group.
+    pub fn hold_appends(&mut self, held: bool) {
+        self.appends_held = held;
+    }
+
     fn flush(&mut self) {
-        self.lane_step(|lane, now, out| lane.flush(now, out));
+        if !self.appends_held {
+            self.lane_step(|lane, now, out| lane.flush(now, out));
+        }
         for index in 0..self.queues.len() {
             let messages = self.queues[index].take();
             if !messages.is_empty() {

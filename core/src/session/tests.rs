@@ -180,3 +180,23 @@ fn a_token_bound_to_an_installation_is_good_for_no_other() {
     let refused = Some(Ok(chatring_wire::ErrorCode::InvalidToken));
     assert_eq!(answers.collect::<Vec<_>>(), [(2, None), (3, refused), (4, refused)]);
 }
+
+#[test]
+fn appends_that_are_held_go_to_the_store_as_one_group() {
+    let (mut node, cid) = Node::new();
+    node.sends(cid, 2);
+    node.settle();
+    node.shard.hold_appends(true);
+    node.sends(cid, 3);
+    node.sends(cid, 4);
+    assert!(node.held.is_empty(), "{:?}", node.held);
+    node.shard.hold_appends(false);
+    node.step(Input::Tick);
+    assert_eq!(node.held.len(), 1, "{:?}", node.held);
+    node.settle();
+    let sent = node.said.iter().filter_map(|(_, frame)| match frame {
+        ServerFrame::Sent { request, .. } => Some(request.0),
+        _ => None,
+    });
+    assert_eq!(sent.collect::<Vec<_>>(), [2, 3, 4]);
+}

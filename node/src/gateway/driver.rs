@@ -180,6 +180,11 @@ impl Driver {
         !std::mem::replace(&mut self.stepping, true)
     }
 
+    /// Whether what the machine appends is to wait.
+    pub fn hold_appends(&mut self, held: bool) {
+        self.machine.hold_appends(held);
+    }
+
     /// Everything is carried out.
     pub fn done(&mut self) {
         self.stepping = false;

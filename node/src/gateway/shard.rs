@@ -240,6 +240,11 @@ impl Handler for GatewayShard {
         if self.driver.deadline_ms().is_some_and(|at| at <= io.now().mono_ms) {
             self.step(io, Input::Tick);
         }
+        // What a turn appends is one group; while the shard has more to do than time, what several
+        // turns append.
+        if !io.is_pressed() {
+            self.let_appends_go(io);
+        }
         let mut dirty = std::mem::take(&mut self.dirty);
         for id in dirty.drain(..) {
             let Some(connection) = find(&mut self.conns, id) else { continue };
@@ -476,13 +481,27 @@ impl GatewayShard {
         if !self.driver.begin() {
             return;
         }
-        while let Some(input) = self.driver.next_own() {
-            self.driver.step(io.now(), input);
+        self.carry_all_out(io);
+        self.driver.done();
+    }
+
+    fn let_appends_go(&mut self, io: &mut Io) {
+        let begun = self.driver.begin();
+        debug_assert!(begun, "no turn ends within a step");
+        self.driver.hold_appends(false);
+        self.carry_all_out(io);
+        self.driver.hold_appends(true);
+        self.driver.done();
+    }
+
+    fn carry_all_out(&mut self, io: &mut Io) {
+        loop {
             while let Some(effect) = self.driver.next_effect() {
                 self.carry_out(io, effect);
             }
+            let Some(input) = self.driver.next_own() else { return };
+            self.driver.step(io.now(), input);
         }
-        self.driver.done();
     }
 
     fn carry_out(&mut self, io: &mut Io, effect: Effect) {

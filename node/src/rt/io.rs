@@ -32,6 +32,9 @@ pub struct Io {
     turn: bool,
     turn_again: bool,
     pub(super) post_expected: bool,
+    /// Whether there was something to do all the time that the shard last stayed in its ring.
+    pub(super) busy: bool,
+    pub(super) pressed: bool,
     flusher: Option<Waker>,
     accepting: Accepting,
 }
@@ -63,6 +66,8 @@ impl Io {
             turn: false,
             turn_again: false,
             post_expected: false,
+            busy: false,
+            pressed: false,
             flusher: None,
             accepting: Accepting::NotYet,
         }
@@ -194,6 +199,13 @@ impl Io {
     /// may wait for that, for a moment, so that the next turn has more in it.
     pub fn expect_post(&mut self, expected: bool) {
         self.post_expected = expected;
+    }
+
+    /// Whether the shard has more to do than time, so that what can be put off becomes more at
+    /// once. A turn without this follows as soon as there is nothing else to do, and within two
+    /// milliseconds. Never so with streams.
+    pub fn is_pressed(&self) -> bool {
+        self.pressed
     }
 
     /// Asks for one more end of turn after the present one.

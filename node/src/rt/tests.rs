@@ -12,6 +12,7 @@ use super::*;
 use crate::own_process::{assert_aborted, in_own_process};
 
 mod chaos;
+mod pressed;
 
 const SHARDS: u16 = 2;
 /// Unsent bytes above which the echo stops reading.

@@ -229,11 +229,17 @@ impl Node {
             self.mail = others;
             for (index, input) in mine {
                 self.shards[index].step(now, input);
+                if dice.happens(100) {
+                    self.drain(turn, now, dice);
+                }
             }
+            // One that has more to do than time leaves its appends for a later turn.
+            self.shards[turn].hold_appends(dice.happens(300));
             self.drain(turn, now, dice);
         }
         // What nobody stepped may still have something to flush.
         for index in 0..self.shards.len() {
+            self.shards[index].hold_appends(false);
             self.drain(index, now, dice);
         }
     }

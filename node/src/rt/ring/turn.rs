@@ -67,7 +67,8 @@ pub async fn turns<H: Handler>(shard: Rc<Shard<H>>, inbox: Inbox<H::Message>, ga
 fn stay<H: Handler>(shard: &Shard<H>, inbox: &Inbox<H::Message>, gather: Duration) {
     let mut start = Instant::now();
     let until = start + STAY;
-    let mut stays = false;
+    let (mut stays, mut waited) = (false, false);
+    shard.io(|io| io.pressed = io.busy);
     loop {
         let found = pass(shard, inbox);
         stays |= found > 0;
@@ -75,12 +76,21 @@ fn stay<H: Handler>(shard: &Shard<H>, inbox: &Inbox<H::Message>, gather: Duratio
         HELD.took(Cause::Turn, end - start);
         start = end;
         let left = until.saturating_duration_since(end);
-        if !stays || left.is_zero() {
-            return shard.io(|io| io.ring().enter_if_needed());
-        }
-        if shard.io(Io::ring_has_work) {
+        let over = !stays || left.is_zero();
+        if !over && shard.io(Io::ring_has_work) {
             continue;
         }
+        if shard.io(|io| std::mem::take(&mut io.pressed)) {
+            // One more turn, for what was put off.
+            continue;
+        }
+        if over {
+            return shard.io(|io| {
+                io.busy = stays && !waited;
+                io.ring().enter_if_needed();
+            });
+        }
+        waited = true;
         if (1..FULL).contains(&found) && !gather.is_zero() && shard.io(|io| io.post_expected) {
             count(&shard.stats.ring_gathers, 1);
             shard.io(|io| io.ring().enter_if_needed());
