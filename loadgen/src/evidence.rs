@@ -24,7 +24,7 @@ use crate::process::{pin, ticks};
 /// What lasts less is no evidence.
 const EVIDENCE_MIN: Duration = Duration::from_millis(10);
 /// Most pieces of evidence that a thread keeps; further ones are counted.
-const EVIDENCE_MAX: usize = 20_000;
+const EVIDENCE_MAX: usize = 100_000;
 /// Time between two samples.
 const SAMPLE: Duration = Duration::from_millis(50);
 /// Samples until new threads of the node are looked for.
