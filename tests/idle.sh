@@ -24,13 +24,16 @@ resident() { awk '/^VmRSS/ { print $2 }' "/proc/$pid/status"; }
 held() {
     taskset -c 1 "$loadgen" idle --node ready.json --users "$1" --hold 26s >idle.log 2>&1 &
     load=$!
-    until [[ $(connected) == "$1" ]]; do sleep 0.1; done
+    until [[ $(connected) == "$1" ]]; do
+        kill -0 "$load" 2>/dev/null || { cat idle.log; return 1; }
+        sleep 0.1
+    done
     # What came with the connecting is over by then.
     sleep 5
-    local before
-    before=$(ticks)
+    local from
+    from=$(ticks)
     sleep 16
-    cpu=$(($(ticks) - before)) memory=$(resident)
+    cpu=$(($(ticks) - from)) memory=$(resident)
     wait "$load" || { cat idle.log; return 1; }
     load=''
 }

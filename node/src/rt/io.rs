@@ -34,6 +34,7 @@ pub struct Io {
     pub(super) post_expected: bool,
     /// Whether there was something to do all the time that the shard last stayed in its ring.
     pub(super) busy: bool,
+    /// See [`Io::is_pressed`].
     pub(super) pressed: bool,
     flusher: Option<Waker>,
     accepting: Accepting,
