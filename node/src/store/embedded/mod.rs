@@ -87,10 +87,9 @@ pub struct EmbeddedConfig {
     pub reserve_bytes: u64,
 }
 
-/// Measured at 15,000 messages a second, where syncs take 110 to 160 µs and a core is three
-/// quarters busy: the kernel's part of the committer falls from 17 to 12 µs a message, and answers
-/// come no later than without a gap. From 400 µs on they do.
-const COMMIT_GAP_US_DEFAULT: u64 = 250;
+/// About the time of a sync on a quick disk: more is time in which the disk has nothing to do, and
+/// without any the groups are smaller and answers no sooner (`docs/decisions/010-latency.md`).
+const COMMIT_GAP_US_DEFAULT: u64 = 100;
 
 impl Default for EmbeddedConfig {
     fn default() -> EmbeddedConfig {
