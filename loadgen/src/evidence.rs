@@ -17,9 +17,11 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use rustix::process::Pid;
+use rustix::thread::sched_getaffinity;
 use serde::{Deserialize, Serialize};
 
-use crate::process::{pin, ticks};
+use crate::process::{CpuTimes, pin, ticks};
 
 /// What lasts less is no evidence.
 const EVIDENCE_MIN: Duration = Duration::from_millis(10);
@@ -74,12 +76,16 @@ pub struct Evidence {
 }
 
 /// What was found.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Found {
     /// In no order.
     pub evidence: Vec<Evidence>,
     /// What had no room.
     pub left_out: u64,
+    /// The share of the cores that it may use for which the node was busy meanwhile; 0 if that is
+    /// not known.
+    #[serde(default)]
+    pub node_busy: f64,
 }
 
 /// What is to be watched.
@@ -137,6 +143,7 @@ impl Watch {
             let found = thread.join().expect("watching does not panic");
             all.evidence.extend(found.evidence);
             all.left_out += found.left_out;
+            all.node_busy += found.node_busy;
         }
         all
     }
@@ -203,7 +210,9 @@ impl Sampler {
     }
 
     fn run(mut self, stop: &AtomicBool, found: &mut Found) {
-        let mut last = Instant::now();
+        let start = Instant::now();
+        let used_before = self.node_used();
+        let mut last = start;
         for number in 0_u32.. {
             if number.is_multiple_of(SAMPLES_PER_LIST) {
                 self.list();
@@ -213,10 +222,22 @@ impl Sampler {
             self.steal(length, found);
             self.waits(length, found);
             if stop.load(Relaxed) {
+                found.node_busy = self.node_busy(used_before, start.elapsed()).unwrap_or(0.0);
                 return;
             }
             std::thread::sleep(SAMPLE);
         }
+    }
+
+    fn node_used(&self) -> Option<CpuTimes> {
+        CpuTimes::of(self.pid?).ok()
+    }
+
+    fn node_busy(&self, before: Option<CpuTimes>, length: Duration) -> Option<f64> {
+        let pid = Pid::from_raw(i32::try_from(self.pid?).ok()?)?;
+        let cores = sched_getaffinity(Some(pid)).ok()?.count();
+        let used = self.node_used()?.since(&before?).total();
+        Some(used.as_secs_f64() / (length.as_secs_f64() * f64::from(cores)))
     }
 
     fn steal(&mut self, length: Duration, found: &mut Found) {
@@ -385,8 +406,10 @@ mod tests {
             folder: Some(folder.path().to_owned()),
         };
         let watch = Watch::start(&watched).unwrap();
-        std::thread::sleep(Duration::from_millis(150));
-        watch.end();
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_millis(150) {}
+        let found = watch.end();
+        assert!(found.node_busy > 0.01, "{}", found.node_busy);
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
         let nowhere = Watched { core: Some(100_000), ..Watched::default() };
         assert!(Watch::start(&nowhere).is_err());

@@ -164,7 +164,11 @@ pub fn ticks(count: u64) -> Duration {
 pub struct CpuTimes(pub BTreeMap<String, Duration>);
 
 impl CpuTimes {
-    fn of(pid: u32) -> io::Result<CpuTimes> {
+    /// Those of a process, up to now.
+    ///
+    /// # Errors
+    /// It is gone, or the kernel does not tell.
+    pub fn of(pid: u32) -> io::Result<CpuTimes> {
         let mut times = CpuTimes::default();
         for entry in std::fs::read_dir(format!("/proc/{pid}/task"))? {
             let task = entry?.path();

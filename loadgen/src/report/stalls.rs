@@ -1,7 +1,8 @@
 //! The stalls of a run, and what explains each of them.
 //!
 //! Evidence is joined by time: with the interval from the intended time of a stall's slowest
-//! message to its ack. If what is known covers at least half of that, the stall is explained.
+//! message to its ack, and with the queue that it found. If what is known covers at least half of
+//! that, the stall is explained.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -59,18 +60,29 @@ pub struct StallRow {
 pub struct Explained {
     bound_ms: f64,
     max_ms: f64,
-    rows: Vec<(StallRow, Vec<Reason>, f64)>,
+    rows: Vec<Explanation>,
     /// What was not kept, of stalls and of evidence.
     left_out: u64,
 }
 
-/// Something that took part of a slow message's time.
+/// What is known of one stall.
+#[derive(Clone, Debug)]
+struct Explanation {
+    row: StallRow,
+    reasons: Vec<Reason>,
+    /// The share of the slowest message's time that the reasons make up.
+    covered: f64,
+    /// How long before that message the first of them began whose queue it found.
+    queue_us: u64,
+}
+
+/// Something that took part of a slow message's time, or left the queue before it.
 #[derive(Clone, Debug, PartialEq)]
 struct Reason {
     who: Who,
     cause: String,
     note: String,
-    /// Microseconds of the slow message's time.
+    /// Microseconds of that time.
     us: u64,
 }
 
@@ -136,10 +148,8 @@ impl StallReport {
     /// Explains each stall by the run's own evidence and the node's.
     pub fn explain(&self, node: &[Evidence], max_ms: f64) -> Explained {
         let all: Vec<_> = self.found.evidence.iter().chain(node).collect();
-        let rows = self.list.iter().map(|row| {
-            let (reasons, covered) = reasons(row, &all);
-            (row.clone(), reasons, covered)
-        });
+        let busy = self.found.node_busy.clamp(0.0, 1.0);
+        let rows = self.list.iter().map(|row| Explanation::of(row, &all, busy));
         Explained {
             bound_ms: self.bound_ms,
             max_ms,
@@ -152,12 +162,12 @@ impl StallReport {
 impl Explained {
     /// Stalls that nothing explains.
     pub fn unexplained(&self) -> usize {
-        self.rows.iter().filter(|(.., covered)| *covered < COVERED_MIN).count()
+        self.rows.iter().filter(|known| known.covered < COVERED_MIN).count()
     }
 
     /// Stalls above the bound that none may reach.
     pub fn too_long(&self) -> usize {
-        self.rows.iter().filter(|(row, ..)| row.longest_ms > self.max_ms).count()
+        self.rows.iter().filter(|known| known.row.longest_ms > self.max_ms).count()
     }
 
     /// Whether all are explained and none was too long.
@@ -171,9 +181,12 @@ impl fmt::Display for Explained {
         if !self.rows.is_empty() {
             writeln!(f, "     at s  longest ms  messages  covered  explanation")?;
         }
-        for (row, reasons, covered) in self.rows.iter().take(LINES_MAX) {
+        for Explanation { row, reasons, covered, queue_us } in self.rows.iter().take(LINES_MAX) {
             let words: Vec<_> = reasons.iter().map(Reason::to_string).collect();
             let mut words = words.join("; ");
+            if *queue_us > 0 {
+                words += &format!("; with the queue of the {:.0} ms before", ms(*queue_us));
+            }
             if *covered < COVERED_MIN {
                 words = format!("UNEXPLAINED {words}");
             }
@@ -256,38 +269,53 @@ fn of_line(line: &str) -> Option<Evidence> {
     })
 }
 
-/// What took part in the slowest message's time, and the share of it that is known.
-fn reasons(row: &StallRow, evidence: &[&Evidence]) -> (Vec<Reason>, f64) {
-    let begin = row.longest_begin_unix_us;
-    let length = (row.longest_ms * 1e3) as u64;
-    let end = begin + length;
-    let mut spans = Vec::new();
-    let mut reasons: Vec<Reason> = Vec::new();
-    for item in evidence {
-        let us = item.overlap_us(begin, end);
-        if us == 0 {
-            continue;
+impl Explanation {
+    /// What made the slowest message late. `busy` is the share of its cores that the node uses.
+    ///
+    /// A message waits for what holds it up, and for the queue that it finds. What is held up for a
+    /// time leaves a queue of that length, and each second works off what is left of it after the
+    /// second's own load, 1 − `busy` (Lindley's recursion). A queue is looked for as far back as the
+    /// message took.
+    fn of(row: &StallRow, evidence: &[&Evidence], busy: f64) -> Explanation {
+        let begin = row.longest_begin_unix_us;
+        let length = (row.longest_ms * 1e3) as u64;
+        let (earliest, end) = (begin.saturating_sub(length), begin + length);
+        let near: Vec<_> =
+            evidence.iter().copied().filter(|item| item.overlap_us(earliest, end) > 0).collect();
+        let before = near.iter().map(|item| item.begin_unix_us.max(earliest));
+        let (mut from, mut known_us) = (begin, held_up_us(&near, begin, end) as f64);
+        for start in before.filter(|start| *start < begin) {
+            let worked_off = (1.0 - busy) * (begin - start) as f64;
+            let us = held_up_us(&near, start, end) as f64 - worked_off;
+            if us > known_us {
+                (from, known_us) = (start, us);
+            }
         }
-        // Of a sample nobody knows where in it the time lies.
-        let from = item.begin_unix_us.max(begin);
-        spans.push((from, from + us));
-        let known = reasons.iter_mut().find(|known| {
-            (known.who, &known.cause, &known.note) == (item.who, &item.cause, &item.note)
-        });
-        match known {
-            Some(known) => known.us = (known.us + us).min(length),
-            None => reasons.push(Reason {
-                who: item.who,
-                cause: item.cause.clone(),
-                note: item.note.clone(),
-                us,
-            }),
+        let mut reasons: Vec<Reason> = Vec::new();
+        for item in near {
+            let us = item.overlap_us(from, end);
+            let known = reasons.iter_mut().find(|known| {
+                (known.who, &known.cause, &known.note) == (item.who, &item.cause, &item.note)
+            });
+            match known {
+                Some(known) => known.us = (known.us + us).min(end - from),
+                None => reasons.push(Reason {
+                    who: item.who,
+                    cause: item.cause.clone(),
+                    note: item.note.clone(),
+                    us,
+                }),
+            }
+        }
+        reasons.retain(|reason| reason.us as f64 >= length as f64 * NAMED_MIN);
+        reasons.sort_by_key(|reason| (rank(reason), std::cmp::Reverse(reason.us)));
+        Explanation {
+            row: row.clone(),
+            reasons,
+            covered: (known_us / length.max(1) as f64).min(1.0),
+            queue_us: begin - from,
         }
     }
-    let covered = union_us(&mut spans) as f64 / length.max(1) as f64;
-    reasons.retain(|reason| reason.us as f64 >= length as f64 * NAMED_MIN);
-    reasons.sort_by_key(|reason| (rank(reason), std::cmp::Reverse(reason.us)));
-    (reasons, covered.min(1.0))
 }
 
 /// Causes come before what follows from them.
@@ -306,12 +334,19 @@ fn rank(reason: &Reason) -> u8 {
     }
 }
 
-fn union_us(spans: &mut [(u64, u64)]) -> u64 {
+/// How much of this time something is known to have been held up; what overlaps counts once.
+fn held_up_us(evidence: &[&Evidence], begin: u64, end: u64) -> u64 {
+    let span = |item: &&Evidence| {
+        // Of a sample nobody knows where in it the time lies.
+        let from = item.begin_unix_us.max(begin);
+        (from, from + item.overlap_us(begin, end))
+    };
+    let mut spans: Vec<_> = evidence.iter().map(span).collect();
     spans.sort_unstable();
     let (mut sum, mut reached) = (0, 0);
     for (begin, end) in spans {
-        sum += end.saturating_sub((*begin).max(reached));
-        reached = reached.max(*end);
+        sum += end.saturating_sub(begin.max(reached));
+        reached = reached.max(end);
     }
     sum
 }
@@ -344,7 +379,7 @@ mod tests {
         if let Some((from, to)) = lag {
             lags.answered(from * 1_000_000, to * 1_000_000);
         }
-        let found = Found { evidence: found, left_out: 0 };
+        let found = Found { evidence: found, ..Found::default() };
         StallReport::new(50.0, &stalls, &lags, found, ORIGIN_US, 500_000_000)
     }
 
@@ -375,6 +410,27 @@ mod tests {
         let explained = report.explain(&apart, 200.0);
         assert!(explained.is_good(), "{explained}");
         assert!(explained.to_string().contains("sync 60 ms"), "{explained}");
+    }
+
+    #[test]
+    fn the_queue_that_a_hold_up_leaves_explains_as_much_as_the_node_s_load_lets_it() {
+        let mut report = report(None, Vec::new());
+        let late = |begin, end| [evidence(Who::Host, "still", begin, end, end - begin)];
+        let explain = |report: &StallReport, node: &[Evidence]| report.explain(node, 200.0);
+        // 80 ms of queue, of which 40 ms work off 40, 20, or 8.
+        for (busy, covered) in [(0.0, "40 %"), (0.5, "60 %"), (0.8, "72 %")] {
+            report.found.node_busy = busy;
+            let explained = explain(&report, &late(960, 1_040));
+            assert_eq!(explained.unexplained(), usize::from(busy == 0.0), "{explained}");
+            assert!(explained.to_string().contains(covered), "{busy}: {explained}");
+        }
+        assert!(explain(&report, &late(960, 1_040)).to_string().contains("of the 40 ms before"));
+        // One that lies within the message's time needs no queue.
+        assert!(!explain(&report, &late(1_010, 1_090)).to_string().contains("queue"));
+        // Small ones with time between them leave none, nor does one that ended long ago.
+        let small = [late(910, 920), late(960, 970), late(1_010, 1_020)].concat();
+        assert_eq!(explain(&report, &small).unexplained(), 1);
+        assert_eq!(explain(&report, &late(800, 900)).unexplained(), 1);
     }
 
     #[test]
