@@ -18,7 +18,12 @@ pub(crate) const RECORD_BYTES_MAX: u64 = 1 << 30;
 /// Records start at multiples of this, so that those behind a damaged one can be looked for.
 pub(crate) const RECORD_ALIGN_BYTES: usize = 8;
 /// Bytes of zeros synced at a time when a new segment is filled.
-pub(crate) const FILL_SYNC_BYTES: u64 = 1 << 20;
+pub(crate) const FILL_SYNC_BYTES: u64 = 256 << 10;
+/// Filling pauses after each sync, so that the log's syncs and the shards come between: for this
+/// long at most, and in all for no more than this part of the time that the last segment lasted.
+pub(crate) const FILL_PAUSE_MAX: Duration = Duration::from_millis(2);
+/// See [`FILL_PAUSE_MAX`].
+pub(crate) const FILL_PAUSES_DIVISOR: u32 = 8;
 /// Bytes of zeros written at a time. A file system that keeps what was written at once as one piece
 /// of its cache (ext4 since Linux 6.16) writes that piece again for every record in it.
 pub(crate) const FILL_BYTES: usize = 4096;

@@ -15,11 +15,15 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
 
 use ring::rand::SecureRandom as _;
 
 use super::files::{LogDir, LogFile};
-use super::limits::{FILL_BYTES, FILL_SYNC_BYTES, SEGMENT_HEAD_BYTES, SPARE_SEGMENTS_MAX};
+use super::limits::{
+    FILL_BYTES, FILL_PAUSE_MAX, FILL_PAUSES_DIVISOR, FILL_SYNC_BYTES, SEGMENT_HEAD_BYTES,
+    SPARE_SEGMENTS_MAX,
+};
 use super::probe::{Probe, Step};
 use super::record::SegmentId;
 use crate::store::embedded::metrics::Counters;
@@ -47,6 +51,8 @@ pub(crate) struct Segments {
     used: VecDeque<u64>,
     /// Numbers of the spare ones.
     spares: Vec<u64>,
+    /// When a segment was last asked for.
+    asked: Instant,
     probe: Probe,
     counters: Arc<Counters>,
 }
@@ -73,7 +79,9 @@ impl Segments {
         spares.sort_unstable();
         let next_number = used.iter().chain(&spares).max().map_or(1, |last| last + 1);
         let used = used.into();
-        let segments = Segments { dir, segment_bytes, next_number, used, spares, probe, counters };
+        let asked = Instant::now();
+        let segments =
+            Segments { dir, segment_bytes, next_number, used, spares, asked, probe, counters };
         segments.count();
         Ok(segments)
     }
@@ -90,13 +98,16 @@ impl Segments {
 
     /// Makes a segment that can take a record of this many bytes.
     pub(crate) fn prepare(&mut self, record_bytes: u64) -> io::Result<Prepared> {
+        let lasted = std::mem::replace(&mut self.asked, Instant::now()).elapsed();
+        // For a record that fits in no other the log waits already.
+        let lasted = if record_bytes == 0 { lasted } else { Duration::ZERO };
         let bytes = self.segment_bytes.max(SEGMENT_HEAD_BYTES + record_bytes);
         let is_own_size = bytes == self.segment_bytes;
         let spare = if is_own_size { self.spares.pop() } else { None };
         let spare = match spare {
             Some(spare) => name(spare, SPARE),
             None => {
-                self.fill(bytes)?;
+                self.fill(bytes, lasted)?;
                 FILL.to_owned()
             }
         };
@@ -157,7 +168,9 @@ impl Segments {
     }
 
     /// Writes the zeros: blocks that exist need no metadata when they are written again.
-    fn fill(&self, bytes: u64) -> io::Result<()> {
+    fn fill(&self, bytes: u64, last_one_lasted: Duration) -> io::Result<()> {
+        let pauses = u32::try_from(bytes / FILL_SYNC_BYTES).unwrap_or(u32::MAX).max(1);
+        let pause = (last_one_lasted / FILL_PAUSES_DIVISOR / pauses).min(FILL_PAUSE_MAX);
         let file = self.dir.create(FILL)?;
         let zeros = vec![0; FILL_BYTES];
         let mut at = 0;
@@ -166,7 +179,11 @@ impl Segments {
             let end = at + step;
             let filled = file.write_at(&zeros[..step as usize], at).and_then(|()| {
                 let is_due = end.is_multiple_of(FILL_SYNC_BYTES) || end == bytes;
-                if is_due { file.sync_data() } else { Ok(()) }
+                if is_due {
+                    file.sync_data()?;
+                    std::thread::sleep(pause);
+                }
+                Ok(())
             });
             if let Err(error) = filled {
                 // A half-filled one takes room that others need. If this fails, too, the next
