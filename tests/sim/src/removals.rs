@@ -21,6 +21,8 @@ const END_MS_MAX: u64 = 1_000;
 /// Removals of a run, and devices that it keeps at least, so that it gets its messages stored.
 const REMOVALS_MAX: usize = 3;
 const DEVICES_MIN: usize = 3;
+/// Devices that are looked at for one that is connected: those that are not have little to lose.
+const DRAWS_MAX: usize = 8;
 
 /// What was removed, and what the node has answered.
 pub struct Removals {
@@ -94,11 +96,18 @@ impl Removals {
     }
 
     /// The accounts remove a device, and tell the node what it has not answered.
-    pub fn act(&mut self, now_ms: u64, quiet: bool, devices: &mut [Device], node: &mut Node) {
+    pub fn act(
+        &mut self,
+        now_ms: u64,
+        quiet: bool,
+        devices: &mut [Device],
+        is_connected: impl Fn(usize) -> bool,
+        node: &mut Node,
+    ) {
         self.open.retain(|_, open| open.give_up_ms > now_ms);
         if self.enabled && !quiet && self.next_ms <= now_ms {
             self.next_ms = now_ms + 1 + self.dice.below(12_000);
-            self.remove(now_ms, devices);
+            self.remove(now_ms, devices, is_connected);
         }
         let due: Vec<usize> = self
             .removed
@@ -118,9 +127,16 @@ impl Removals {
         }
     }
 
-    fn remove(&mut self, now_ms: u64, devices: &mut [Device]) {
+    fn remove(
+        &mut self,
+        now_ms: u64,
+        devices: &mut [Device],
+        is_connected: impl Fn(usize) -> bool,
+    ) {
         let room = devices.len().saturating_sub(DEVICES_MIN).min(REMOVALS_MAX);
-        let device = self.dice.below(devices.len() as u64) as usize;
+        let draws: [usize; DRAWS_MAX] =
+            std::array::from_fn(|_| self.dice.below(devices.len() as u64) as usize);
+        let device = draws.into_iter().find(|device| is_connected(*device)).unwrap_or(draws[0]);
         let chosen = &mut devices[device];
         // The accounts know of a device once it has signed in.
         if self.removed.len() >= room || chosen.is_removed || chosen.uid.is_none() {
@@ -131,6 +147,9 @@ impl Removals {
         let removed = Removed { user, installation, answered: None, try_at_ms: now_ms };
         self.removed.insert(device, removed);
         *self.met.entry("removal").or_default() += 1;
+        if is_connected(device) {
+            *self.met.entry("removal: of a connected device").or_default() += 1;
+        }
     }
 
     fn tell(&mut self, now_ms: u64, device: usize, node: &mut Node) {
@@ -169,7 +188,7 @@ impl Removals {
         let (session, sends) = (session(device), devices[device].sends.len());
         *self.met.entry("removal: answered").or_default() += 1;
         if session.is_some() {
-            *self.met.entry("removal: of a live device").or_default() += 1;
+            *self.met.entry("removal: answered to a live device").or_default() += 1;
         }
         let look_at_ms = session.map(|_| now_ms + END_MS_MAX);
         removed.answered = Some(Answered { at_ms: now_ms, session, look_at_ms, sends });

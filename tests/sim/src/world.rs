@@ -186,7 +186,10 @@ impl World {
         self.deliver_to_server()?;
         self.callers.act(self.now_ms, self.quiet, &self.plan, &mut self.node);
         self.accounts.act(self.now_ms, self.quiet, self.plan.users, &mut self.node);
-        self.removals.act(self.now_ms, self.quiet, &mut self.devices, &mut self.node);
+        let links = &self.links;
+        let is_connected = |index: usize| links.contains_key(&index);
+        let (devices, node) = (&mut self.devices, &mut self.node);
+        self.removals.act(self.now_ms, self.quiet, devices, is_connected, node);
         self.node.work(self.now(), &mut self.dice);
         self.store_works();
         self.node.work(self.now(), &mut self.dice);
