@@ -1,5 +1,6 @@
 //! The node's ready file: where it listens, and the key that makes the users' tokens.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use chatring_client::token::{TokenKey, TokenKeyError};
@@ -42,6 +43,14 @@ pub enum ReadyError {
         /// What is wrong.
         reason: String,
     },
+    /// The API is not where plain bytes can be sent to.
+    #[error("{reason}: {http:?}")]
+    Api {
+        /// Where the file says that it is.
+        http: String,
+        /// Why not.
+        reason: &'static str,
+    },
     /// The key that it names is of no use.
     #[error("{path}: {error}")]
     Key {
@@ -73,6 +82,19 @@ impl Ready {
         }
     }
 
+    /// The address of the API, for bytes that go there without TLS.
+    ///
+    /// # Errors
+    /// There is no API, it speaks TLS, or its host is a name.
+    pub fn plain_api(&self) -> Result<SocketAddr, ReadyError> {
+        let unfit = |reason| ReadyError::Api { http: self.http.clone(), reason };
+        match self.api() {
+            Some((host, false)) => host.parse().map_err(|_| unfit("the API is at no address")),
+            Some((_, true)) => Err(unfit("this load does not speak TLS")),
+            None => Err(unfit("the ready file names no API")),
+        }
+    }
+
     /// Reads the key that the file names.
     pub fn token_key(&self) -> Result<TokenKey, ReadyError> {
         let path = self.token_key_file.clone();
@@ -96,6 +118,13 @@ mod tests {
         assert_eq!(ready("https://[::1]:1").api(), Some(("[::1]:1", true)));
         for none in ["", "127.0.0.1:1", "wss://127.0.0.1:1"] {
             assert_eq!(ready(none).api(), None, "{none}");
+        }
+        assert_eq!(ready("http://[::1]:7").plain_api().unwrap().port(), 7);
+        for (http, reason) in
+            [("https://[::1]:7", "TLS"), ("", "no API"), ("http://x:7", "no address")]
+        {
+            let error = ready(http).plain_api().unwrap_err().to_string();
+            assert!(error.contains(reason), "{http}: {error}");
         }
     }
 

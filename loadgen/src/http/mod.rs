@@ -3,3 +3,4 @@
 pub mod answer;
 pub mod bodies;
 pub mod events;
+pub mod requests;

@@ -274,8 +274,8 @@ impl Explanation {
     ///
     /// A message waits for what holds it up, and for the queue that it finds. What is held up for a
     /// time leaves a queue of that length, and each second works off what is left of it after the
-    /// second's own load, 1 − `busy` (Lindley's recursion). A queue is looked for as far back as the
-    /// message took.
+    /// second's own load, 1 − `busy` (Lindley's recursion). A queue is looked for as far back as
+    /// the message took.
     fn of(row: &StallRow, evidence: &[&Evidence], busy: f64) -> Explanation {
         let begin = row.longest_begin_unix_us;
         let length = (row.longest_ms * 1e3) as u64;

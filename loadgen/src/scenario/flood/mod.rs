@@ -194,7 +194,7 @@ impl fmt::Display for Flooded {
 /// It never began.
 pub fn run(options: &Options) -> Result<Flooded, RunError> {
     let ready = Ready::read(&options.node)?;
-    let address = address(&ready)?;
+    let address = ready.plain_api()?;
     let requests = Requests::new(options, &ready.token_key()?);
     let watch = ready.pid.and_then(watch::Watch::start);
     let results = threads::run(1, |_, line| flood(options, address, requests.clone(), line));
@@ -204,16 +204,6 @@ pub fn run(options: &Options) -> Result<Flooded, RunError> {
     Ok(flooded)
 }
 
-/// Where the API is. What is sent are bytes made before, without TLS.
-fn address(ready: &Ready) -> Result<SocketAddr, RunError> {
-    let unfit = |reason: &str| RunError::Node(format!("{reason}: {:?}", ready.http));
-    match ready.api() {
-        Some((host, false)) => host.parse().map_err(|_| unfit("the API is at no address")),
-        Some((_, true)) => Err(unfit("a flood does not speak TLS")),
-        None => Err(unfit("the ready file names no API")),
-    }
-}
-
 async fn flood(
     options: &Options,
     address: SocketAddr,
@@ -221,6 +211,8 @@ async fn flood(
     mut line: Line,
 ) -> Result<Flooded, RunError> {
     let start = line.ready().await.ok_or(RunError::Stopped)?;
+    // It lies a little ahead; before it would be more than was asked for.
+    tokio::time::sleep_until(start.into()).await;
     let flood = Rc::new(Flood {
         address,
         requests,
@@ -416,23 +408,6 @@ fn by_name<S: serde::Serializer>(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_flood_goes_to_an_address_without_tls() {
-        let ready = |http: &str| Ready {
-            ws: String::new(),
-            http: http.to_owned(),
-            token_key_file: PathBuf::new(),
-            pid: None,
-        };
-        assert_eq!(address(&ready("http://[::1]:7")).unwrap().port(), 7);
-        for (http, reason) in
-            [("https://[::1]:7", "TLS"), ("", "no API"), ("http://x:7", "no address")]
-        {
-            let error = address(&ready(http)).unwrap_err().to_string();
-            assert!(error.contains(reason), "{http}: {error}");
-        }
-    }
 
     #[test]
     fn a_flood_is_good_only_if_nothing_was_let_through() {

@@ -13,7 +13,7 @@ use super::super::direct::user_name;
 use super::super::words;
 use super::net::{Link, Net, Side, Want, line_of};
 use crate::http::answer::Heard;
-use crate::http::bodies;
+use crate::http::{bodies, requests};
 
 /// How long an answer may take: longer than the node keeps a send open.
 const ANSWER_MAX: Duration = Duration::from_secs(15);
@@ -52,7 +52,7 @@ impl Asker {
     /// With nothing asked yet.
     pub fn new(token: &str) -> Asker {
         Asker {
-            head: format!("host: loadgen\r\nauthorization: Bearer {token}\r\n"),
+            head: requests::head(token),
             path: String::new(),
             cid: None,
             is_synced: false,
@@ -69,23 +69,12 @@ impl Asker {
     /// A request as bytes.
     fn request(&self, ask: &Ask, with: u32, cursor: &str) -> String {
         let Asker { head, path, .. } = self;
-        let get = |path: String| format!("GET {path} HTTP/1.1\r\n{head}\r\n");
-        let post = |path: &str, header: &str, body: &str| {
-            let length = body.len();
-            format!(
-                "POST {path} HTTP/1.1\r\n{head}{header}content-type: application/json\r\n\
-                 content-length: {length}\r\n\r\n{body}"
-            )
-        };
+        let get = |path: &str| requests::get(path, head);
         match ask {
-            Ask::Sync if cursor.is_empty() => get("/v1/sync".to_owned()),
-            Ask::Sync => get(format!("/v1/sync?cursor={cursor}")),
-            Ask::Open => {
-                let name = user_name(with);
-                let with = format!(r#"{{"issuer":"","subject":"{name}"}}"#);
-                post("/v1/channels", "", &format!(r#"{{"kind":"direct","with_user":{with}}}"#))
-            }
-            Ask::History(after) => get(format!("{path}?after={}&limit={HISTORY_ROWS}", after.0)),
+            Ask::Sync if cursor.is_empty() => get("/v1/sync"),
+            Ask::Sync => get(&format!("/v1/sync?cursor={cursor}")),
+            Ask::Open => requests::open_channel(&user_name(with), head),
+            Ask::History(after) => get(&format!("{path}?after={}&limit={HISTORY_ROWS}", after.0)),
             Ask::Send(sent, base) => {
                 let text = std::str::from_utf8(&sent.body).expect("stamps are ASCII");
                 let mut cmid = String::with_capacity(32);
@@ -95,11 +84,11 @@ impl Asker {
                 match base {
                     None => {
                         let key = format!("idempotency-key: {cmid}\r\n");
-                        post(path, &key, &format!(r#"{{"text":"{text}"}}"#))
+                        requests::post(path, head, &key, &format!(r#"{{"text":"{text}"}}"#))
                     }
                     Some(Seq(base)) => {
                         let body = format!(r#"{{"text":"{text}","cmid":"{cmid}","base":{base}}}"#);
-                        post(path, "", &body)
+                        requests::post(path, head, "", &body)
                     }
                 }
             }

@@ -22,6 +22,7 @@ use crate::cli::Receive;
 use crate::http::answer::Heard;
 use crate::http::bodies;
 use crate::http::events::Events;
+use crate::http::requests::get;
 use crate::stamp::Mixer;
 
 /// How long a long poll waits.
@@ -162,13 +163,9 @@ impl Receiver {
     fn request(&self, head: &str) -> String {
         let cursor = &self.cursor;
         match self.way {
-            Receive::Sse => {
-                format!("GET /v1/events HTTP/1.1\r\n{head}last-event-id: {cursor}\r\n\r\n")
-            }
-            Receive::Longpoll => {
-                format!("GET /v1/sync?wait_ms={WAIT_MS}&cursor={cursor} HTTP/1.1\r\n{head}\r\n")
-            }
-            _ => format!("GET /v1/sync?cursor={cursor} HTTP/1.1\r\n{head}\r\n"),
+            Receive::Sse => get("/v1/events", &format!("{head}last-event-id: {cursor}\r\n")),
+            Receive::Longpoll => get(&format!("/v1/sync?wait_ms={WAIT_MS}&cursor={cursor}"), head),
+            _ => get(&format!("/v1/sync?cursor={cursor}"), head),
         }
     }
 

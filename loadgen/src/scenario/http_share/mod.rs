@@ -112,10 +112,7 @@ fn node(
 ) -> Result<Measured, RunError> {
     let (server, ready) = place.start_node(home)?;
     let ready = Ready::read(&ready)?;
-    let address = ready.api().filter(|(_, has_tls)| !has_tls);
-    let address = address.and_then(|(address, _)| address.parse().ok());
-    let address = address.ok_or_else(|| RunError::Node("the node tells no address".to_owned()))?;
-    let key = ready.token_key()?;
+    let (address, key) = (ready.plain_api()?, ready.token_key()?);
     let watch = Watch::new(&server, options.place.server_core);
     let target = Target { address, key: &key, keeps: true };
     let posted = posts::run(options, &target, rate, &|moment| watch.look(moment))?;

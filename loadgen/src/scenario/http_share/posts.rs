@@ -17,7 +17,7 @@ use super::super::direct::user_name;
 use super::super::{Moment, RunError, SOCKETS, Stall};
 use crate::cli;
 use crate::http::answer::{Answers, Heard};
-use crate::http::bodies;
+use crate::http::{bodies, requests};
 use crate::latency::Latencies;
 use crate::limits::{START_STALLED, TOKEN_TTL_S};
 use crate::machine::{FineTimer, thread_cpu_time};
@@ -269,7 +269,7 @@ impl State {
         let run = fresh_random(u64::from(options.users)).draw();
         let head = |user| {
             let token = target.key.mint(&user_name(user), unix_ms() / 1_000, TOKEN_TTL_S);
-            format!("host: loadgen\r\nauthorization: Bearer {token}\r\n")
+            requests::head(&token)
         };
         State {
             users: Vec::new(),
@@ -334,20 +334,9 @@ impl State {
 
     fn say(&mut self, user: usize, say: Say, out: &mut BytesMut, now: Instant) {
         let (head, poster) = (&self.heads[user], &mut self.users[user]);
-        let json = |path: &str, header: &str, body: &str| {
-            let length = body.len();
-            format!(
-                "POST {path} HTTP/1.1\r\n{head}{header}content-type: application/json\r\n\
-                 content-length: {length}\r\n\r\n{body}"
-            )
-        };
         let request = match say {
-            Say::Sync => format!("GET /v1/sync HTTP/1.1\r\n{head}\r\n"),
-            Say::Open => {
-                let name = user_name(user as u32 ^ 1);
-                let with = format!(r#"{{"issuer":"","subject":"{name}"}}"#);
-                json("/v1/channels", "", &format!(r#"{{"kind":"direct","with_user":{with}}}"#))
-            }
+            Say::Sync => requests::get("/v1/sync", head),
+            Say::Open => requests::open_channel(&user_name(user as u32 ^ 1), head),
             Say::Post => {
                 let stamp = Stamp { run: self.run, sender: user as u32, number: poster.number };
                 let body = stamp.body(self.body_bytes);
@@ -358,7 +347,7 @@ impl State {
                 if !self.planned {
                     poster.asked_at = now;
                 }
-                json(&poster.path, &key, &format!(r#"{{"text":"{text}"}}"#))
+                requests::post(&poster.path, head, &key, &format!(r#"{{"text":"{text}"}}"#))
             }
         };
         out.extend_from_slice(request.as_bytes());

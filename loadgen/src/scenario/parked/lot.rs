@@ -5,7 +5,6 @@ use std::collections::VecDeque;
 use std::io;
 use std::time::{Duration, Instant};
 
-use bytes::BytesMut;
 use chatring_bare::ring::{Input, Key, Outs};
 use chatring_client::token::TokenKey;
 
@@ -13,8 +12,8 @@ use super::Messages;
 use super::helpers::{self, Helper, Task, helper_of, sender_name, user_name};
 use crate::cli::{self, ParkedMode};
 use crate::http::answer::{Answers, Heard};
-use crate::http::bodies;
 use crate::http::events::Events;
+use crate::http::{bodies, requests};
 use crate::latency::Latencies;
 use crate::limits::TOKEN_TTL_S;
 use crate::pool::{fresh_random, unix_ms};
@@ -112,7 +111,8 @@ impl Lot {
             is_acked: false,
             given: 0,
         };
-        let senders = (0..helpers::COUNT).map(|helper| head(&token(&sender_name(helper))));
+        let senders =
+            (0..helpers::COUNT).map(|helper| requests::head(&token(&sender_name(helper))));
         Lot {
             mode: options.mode,
             run: RunTag::new(fresh_random(u64::from(options.users)).draw()),
@@ -251,30 +251,26 @@ impl Lot {
         let key = self.helpers[helper].key;
         let Some(out) = key.and_then(|key| outs.out(key)) else { return };
         let sender = &self.senders[helper];
-        match task {
+        let request = match task {
             Task::SignIn(user) => {
                 let Watcher { token, cursor, .. } = &self.users[user];
                 let path = match cursor.as_str() {
                     "" => "/v1/sync".to_owned(),
                     cursor => format!("/v1/sync?cursor={cursor}"),
                 };
-                get(out, &path, &head(token));
+                requests::get(&path, &requests::head(token))
             }
-            Task::Open(user) => {
-                let name = user_name(user);
-                let with = format!(r#"{{"issuer":"","subject":"{name}"}}"#);
-                let body = format!(r#"{{"kind":"direct","with_user":{with}}}"#);
-                post(out, "/v1/channels", sender, "", &body);
-            }
+            Task::Open(user) => requests::open_channel(&user_name(user), sender),
             Task::Send(user, _) => {
                 let stamp = Stamp { run: self.run, sender: helper as u32, number: user as u32 };
                 let body = stamp.body(BODY_BYTES);
                 let text = std::str::from_utf8(&body).expect("stamps are ASCII");
                 let path = format!("/v1/channels/{}/messages", self.users[user].channel);
                 let key = format!("idempotency-key: {text}\r\n");
-                post(out, &path, sender, &key, &format!(r#"{{"text":"{text}"}}"#));
+                requests::post(&path, sender, &key, &format!(r#"{{"text":"{text}"}}"#))
             }
-        }
+        };
+        out.extend_from_slice(request.as_bytes());
         self.helpers[helper].asked = Some(task);
     }
 
@@ -324,7 +320,7 @@ impl Lot {
             ParkedMode::Longpoll => format!("/v1/sync?wait_ms={WAIT_MS}&cursor={cursor}"),
             ParkedMode::Sse => format!("/v1/events?cursor={cursor}"),
         };
-        get(out, &path, &head(token));
+        out.extend_from_slice(requests::get(&path, &requests::head(token)).as_bytes());
     }
 
     fn user_hears(&mut self, user: usize, bytes: &[u8], at: Instant) -> Result<(), String> {
@@ -462,21 +458,4 @@ impl Speakers for Clients {
     fn failed(&self, _outs: &mut Outs, error: &io::Error) {
         self.lot.borrow_mut().fault.get_or_insert(error.to_string());
     }
-}
-
-fn head(token: &str) -> String {
-    format!("host: loadgen\r\nauthorization: Bearer {token}\r\n")
-}
-
-fn get(out: &mut BytesMut, path: &str, head: &str) {
-    out.extend_from_slice(format!("GET {path} HTTP/1.1\r\n{head}\r\n").as_bytes());
-}
-
-fn post(out: &mut BytesMut, path: &str, head: &str, header: &str, body: &str) {
-    let length = body.len();
-    let request = format!(
-        "POST {path} HTTP/1.1\r\n{head}{header}content-type: application/json\r\n\
-         content-length: {length}\r\n\r\n{body}"
-    );
-    out.extend_from_slice(request.as_bytes());
 }

@@ -1,7 +1,7 @@
 //! What the node tells of itself, and the kernel of it.
 
 use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ const ANSWER_MAX: Duration = Duration::from_secs(10);
 
 /// A node and its process.
 pub struct Node {
-    host: String,
+    address: SocketAddr,
     /// Where the kernel tells of its memory, if it is on this machine.
     rollup: Option<PathBuf>,
 }
@@ -34,11 +34,8 @@ pub struct Counts {
 impl Node {
     /// The one that a ready file names.
     pub fn new(ready: &Ready) -> Result<Node, RunError> {
-        let Some((host, false)) = ready.api() else {
-            return Err(RunError::Node("it tells of no http address".to_owned()));
-        };
         let rollup = ready.pid.map(|pid| PathBuf::from(format!("/proc/{pid}/smaps_rollup")));
-        Ok(Node { host: host.to_owned(), rollup })
+        Ok(Node { address: ready.plain_api()?, rollup })
     }
 
     /// Resident bytes of the process.
@@ -52,7 +49,7 @@ impl Node {
     /// A connection, in blocking mode.
     pub async fn connect(&self) -> Result<TcpStream, RunError> {
         let failed = |error: String| RunError::Node(format!("no connection: {error}"));
-        let connect = tokio::net::TcpStream::connect(&self.host);
+        let connect = tokio::net::TcpStream::connect(self.address);
         let stream = tokio::time::timeout(ANSWER_MAX, connect).await;
         let stream = stream.map_err(|_| failed("none in time".to_owned()))?;
         let ready = stream.and_then(|stream| {
@@ -70,7 +67,7 @@ impl Node {
     }
 
     fn metrics(&self) -> std::io::Result<Counts> {
-        let mut stream = TcpStream::connect(&self.host)?;
+        let mut stream = TcpStream::connect(self.address)?;
         stream.set_read_timeout(Some(ANSWER_MAX))?;
         stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: loadgen\r\n\r\n")?;
         let (mut answers, mut counts) = (Answers::default(), None);
