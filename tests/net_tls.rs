@@ -13,7 +13,7 @@ use rustls::pki_types::ServerName;
 use rustls::version::{TLS12, TLS13};
 use rustls::{ClientConfig, ClientConnection, ProtocolVersion, RootCertStore};
 
-use crate::common::load::{Load, refused_http, verify};
+use crate::common::load::{Load, refused, refused_http, verify};
 use crate::common::tls::{self, Certificate};
 use crate::common::{Bystanders, Node, NodeOptions, Person, executable, run};
 
@@ -349,6 +349,10 @@ fn the_terminal_and_the_load_generator_speak_tls() {
     until("the new certificate", || tls::connect_with(node.http(), Arc::clone(&new)).ok());
     let reason = refused_http(&node, &ledger, "--users 2 --rate 2 --duration 1s --receive sse");
     assert!(reason.starts_with("invalid peer certificate"), "{reason}");
+    // At a WebSocket too; one that was there before may resume without looking at it.
+    let stranger = start(&[], None);
+    let reason = refused(&stranger, &ledger, "--users 2 --rate 2 --duration 1s");
+    assert!(reason.contains("cannot go on: invalid peer certificate"), "{reason}");
 }
 
 fn chat(node: &Node, ca: &PathBuf) -> std::process::Child {

@@ -51,6 +51,13 @@ pub enum ConnectError {
     Timeout,
 }
 
+impl ConnectError {
+    /// See [`LinkError::is_distrust`].
+    pub fn is_distrust(&self) -> bool {
+        matches!(self, ConnectError::Link(error) if error.is_distrust())
+    }
+}
+
 /// How a connection ended.
 #[derive(Debug, Error)]
 pub enum Over {

@@ -5,6 +5,7 @@ use std::cell::{Cell, RefCell};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::collections::hash_map::RandomState;
+use std::fmt::Display;
 use std::hash::BuildHasher as _;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -13,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use chatring_bare::ring::{Input, Key, Outs};
 use chatring_client::token::TokenKey;
-use chatring_client::{CacheImage, Config, Disconnect, End, Event, Millis, Session, Wish};
+use chatring_client::{CacheImage, Config, Disconnect, Event, Millis, Session, Wish};
 use chatring_wire::{CloseCode, Cmid, InstallationId, Subprotocol};
 use tokio::sync::{Notify, Semaphore, oneshot};
 use tokio::time::sleep_until;
@@ -37,8 +38,8 @@ pub trait Script {
     fn drive(&self, place: usize, session: &mut Session, now: Millis);
     /// Something happened. `at` is when its bytes were read.
     fn event(&self, place: usize, session: &mut Session, event: Event, at: Instant);
-    /// The session will not connect any more.
-    fn ended(&self, place: usize, end: &End);
+    /// The session will not connect any more: it is not let in, or does not trust the node.
+    fn ended(&self, place: usize, why: &dyn Display);
     /// The node broke the protocol.
     fn protocol_fault(&self, place: usize, fault: &Over);
     /// Whether the session has done what it should: it says goodbye then.
@@ -128,6 +129,8 @@ pub struct Pool<S> {
     places: RefCell<Vec<usize>>,
     queue: RefCell<Queue>,
     tally: RefCell<Tally>,
+    /// Whether any connection has stood.
+    has_connected: Cell<bool>,
     failed_connects: Cell<u64>,
     last_failure: RefCell<Option<String>>,
 }
@@ -178,6 +181,7 @@ impl<S: Script + 'static> Pool<S> {
             places: RefCell::default(),
             queue: RefCell::default(),
             tally: RefCell::default(),
+            has_connected: Cell::new(false),
             failed_connects: Cell::new(0),
             last_failure: RefCell::new(None),
         })
@@ -232,13 +236,20 @@ impl<S: Script + 'static> Pool<S> {
         let outcome = match self.url(&session) {
             Ok(url) => {
                 let random = Mixer(random.draw());
-                Connection::open(&url, Subprotocol::Binary, random).await.map_err(describe)
+                let opened = Connection::open(&url, Subprotocol::Binary, random).await;
+                opened.map_err(|error| {
+                    if error.is_distrust() && !self.has_connected.get() {
+                        self.script.ended(place, &error);
+                    }
+                    describe(error)
+                })
             }
             Err(reason) => Err(reason),
         };
         drop(permit);
         let how = match outcome {
             Ok((socket, connection)) => {
+                self.has_connected.set(true);
                 session.handle_connected(self.now());
                 let ended = self.seat(place, session, socket, connection);
                 let how;
@@ -504,6 +515,6 @@ pub fn unix_ms() -> u64 {
     since.map_or(0, |since| since.as_millis() as u64)
 }
 
-fn describe(error: impl std::fmt::Display) -> String {
+fn describe(error: impl Display) -> String {
     error.to_string()
 }

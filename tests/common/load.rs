@@ -18,9 +18,7 @@ pub struct Load(JoinHandle<Report>);
 impl Load {
     /// Starts `direct` with arguments beside `--node` and `--ledger`.
     pub fn start(node: &Node, ledger: &Path, args: &str) -> Load {
-        let Command::Direct(options) = command("direct", node, ledger, args) else {
-            unreachable!("it is direct")
-        };
+        let options = direct_options(node, ledger, args);
         Load(std::thread::spawn(move || {
             let (report, notes) = direct::run(&options).expect("the load begins");
             notes.iter().for_each(|note| eprintln!("{note}"));
@@ -49,6 +47,11 @@ impl Load {
     }
 }
 
+/// Why `direct` does not begin.
+pub fn refused(node: &Node, ledger: &Path, args: &str) -> String {
+    direct::run(&direct_options(node, ledger, args)).expect_err("it does not begin").to_string()
+}
+
 /// Why `http` does not begin.
 pub fn refused_http(node: &Node, ledger: &Path, args: &str) -> String {
     http::run(&http_options(node, ledger, args)).expect_err("it does not begin").to_string()
@@ -60,6 +63,13 @@ pub fn verify(node: &Node, ledger: &Path) -> Verified {
         unreachable!("it is verify")
     };
     verify::run(&options).expect("the node answers")
+}
+
+fn direct_options(node: &Node, ledger: &Path, args: &str) -> cli::Direct {
+    let Command::Direct(options) = command("direct", node, ledger, args) else {
+        unreachable!("it is direct")
+    };
+    options
 }
 
 fn http_options(node: &Node, ledger: &Path, args: &str) -> cli::Http {

@@ -1,13 +1,13 @@
 //! `idle`: sessions that only heartbeat, for as long as asked from the last connection on.
 
 use std::cell::RefCell;
-use std::fmt;
+use std::fmt::{self, Display};
 use std::io::Write as _;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use chatring_client::token::TokenKey;
-use chatring_client::{Config, End, Event, Keep, Millis, Session};
+use chatring_client::{Config, Event, Keep, Millis, Session};
 
 use super::{RunError, SOCKETS, Stall};
 use crate::cli;
@@ -227,8 +227,8 @@ impl Script for Sleeper {
         }
     }
 
-    fn ended(&self, place: usize, end: &End) {
-        let reason = format!("session {place} is not let in: {end}");
+    fn ended(&self, place: usize, why: &dyn Display) {
+        let reason = format!("session {place} cannot go on: {why}");
         self.0.borrow_mut().fatal.get_or_insert(reason);
     }
 

@@ -241,13 +241,11 @@ impl Api {
     pub fn set_node(&self, node: NodeParts) {
         let NodeParts { verifier, shards } = node;
         if let Some(shards) = shards {
-            let here = match &shards {
-                Shards::Here { calls, .. } => Some(calls.clone()),
-                Shards::Linked(_) => None,
-            };
-            if self.state.chat.set(Chat::new(shards)).is_ok()
-                && let Some(calls) = here
+            let is_first = self.state.chat.set(Chat::new(shards)).is_ok();
+            if is_first
+                && let Some(Shards::Here { calls, .. }) = self.state.chat.get().map(Chat::shards)
             {
+                let calls = calls.clone();
                 self.runtime.spawn(async move { calls.carry().await });
             }
         }

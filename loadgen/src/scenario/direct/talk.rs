@@ -2,10 +2,11 @@
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
+use std::fmt::Display;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use chatring_client::{End, Event, Millis, SendError, Session};
+use chatring_client::{Event, Millis, SendError, Session};
 use chatring_wire::frame::{Durability, Failure, MessageKind, UserRef};
 use chatring_wire::{Cid, Cmid, ErrorCode, MemberNumber, Seq};
 
@@ -217,10 +218,10 @@ impl Script for Talk {
         }
     }
 
-    fn ended(&self, place: usize, end: &End) {
+    fn ended(&self, place: usize, why: &dyn Display) {
         let state = &mut *self.state.borrow_mut();
         let user = state.users[place].number;
-        state.fail(format!("user {user} is not let in: {end}"));
+        state.fail(format!("user {user} cannot go on: {why}"));
     }
 
     fn protocol_fault(&self, place: usize, fault: &Over) {

@@ -5,13 +5,13 @@ mod check;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::fmt;
+use std::fmt::{self, Display};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chatring_client::token::TokenKey;
-use chatring_client::{Config, End, Event, Keep, Millis, OpenError, Session};
+use chatring_client::{Config, Event, Keep, Millis, OpenError, Session};
 use chatring_wire::frame::{Direction, Page};
 use chatring_wire::{Cid, MemberNumber, Seq};
 use tokio::sync::Semaphore;
@@ -277,10 +277,10 @@ impl Script for Verifier {
         }
     }
 
-    fn ended(&self, place: usize, end: &End) {
+    fn ended(&self, place: usize, why: &dyn Display) {
         let state = &mut *self.0.borrow_mut();
         let name = &state.readers[place].name;
-        state.fatal = Some(format!("user {name} is not let in: {end}"));
+        state.fatal = Some(format!("user {name} cannot go on: {why}"));
     }
 
     fn protocol_fault(&self, place: usize, fault: &Over) {
