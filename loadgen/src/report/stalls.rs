@@ -282,31 +282,16 @@ impl Explanation {
         let (earliest, end) = (begin.saturating_sub(length), begin + length);
         let near: Vec<_> =
             evidence.iter().copied().filter(|item| item.overlap_us(earliest, end) > 0).collect();
-        let before = near.iter().map(|item| item.begin_unix_us.max(earliest));
-        let (mut from, mut known_us) = (begin, held_up_us(&near, begin, end) as f64);
-        for start in before.filter(|start| *start < begin) {
+        let known_us = |start: u64| {
             let worked_off = (1.0 - busy) * (begin - start) as f64;
-            let us = held_up_us(&near, start, end) as f64 - worked_off;
-            if us > known_us {
-                (from, known_us) = (start, us);
-            }
-        }
-        let mut reasons: Vec<Reason> = Vec::new();
-        for item in near {
-            let us = item.overlap_us(from, end);
-            let known = reasons.iter_mut().find(|known| {
-                (known.who, &known.cause, &known.note) == (item.who, &item.cause, &item.note)
-            });
-            match known {
-                Some(known) => known.us = (known.us + us).min(end - from),
-                None => reasons.push(Reason {
-                    who: item.who,
-                    cause: item.cause.clone(),
-                    note: item.note.clone(),
-                    us,
-                }),
-            }
-        }
+            held_up_us(&near, start, end) as f64 - worked_off
+        };
+        // The message's own time comes last, and so wins where nothing before it adds to it.
+        let starts = near.iter().map(|item| item.begin_unix_us.clamp(earliest, begin));
+        let known = starts.chain([begin]).map(|start| (known_us(start), start));
+        let (known_us, from) =
+            known.max_by(|a, b| a.0.total_cmp(&b.0)).expect("the message's own time is one");
+        let mut reasons = named(&near, from, end);
         reasons.retain(|reason| reason.us as f64 >= length as f64 * NAMED_MIN);
         reasons.sort_by_key(|reason| (rank(reason), std::cmp::Reverse(reason.us)));
         Explanation {
@@ -316,6 +301,27 @@ impl Explanation {
             queue_us: begin - from,
         }
     }
+}
+
+/// What took part in this time, each cause once.
+fn named(evidence: &[&Evidence], begin: u64, end: u64) -> Vec<Reason> {
+    let mut reasons: Vec<Reason> = Vec::new();
+    for item in evidence {
+        let us = item.overlap_us(begin, end);
+        let known = reasons.iter_mut().find(|known| {
+            (known.who, &known.cause, &known.note) == (item.who, &item.cause, &item.note)
+        });
+        match known {
+            Some(known) => known.us = (known.us + us).min(end - begin),
+            None => reasons.push(Reason {
+                who: item.who,
+                cause: item.cause.clone(),
+                note: item.note.clone(),
+                us,
+            }),
+        }
+    }
+    reasons
 }
 
 /// Causes come before what follows from them.

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use chatring_client::token::TokenKey;
 
 use super::{Kind, Options, http2};
+use crate::http::requests;
 use crate::pool::{fresh_random, unix_ms};
 
 /// Tokens that are made before, of each kind that has a signature.
@@ -71,13 +72,17 @@ impl Requests {
                 };
                 let from = self.from(number);
                 let head = format!("host: flood\r\n{from}authorization: Bearer {token}\r\n");
-                format!("GET /v1/me HTTP/1.1\r\n{head}\r\n").into()
+                requests::get("/v1/me", &head).into()
             }
             Kind::Passwords => self.json(number, "/v1/sessions", &name, "a guess"),
             Kind::SignUps => self.json(number, "/v1/accounts", &name, "one of a flood"),
             Kind::Bodies => {
-                let head = self.head(number, "/v1/sessions", BODY_BYTES);
-                format!("{head}{{").into()
+                let from = self.from(number);
+                format!(
+                    "POST /v1/sessions HTTP/1.1\r\nhost: flood\r\n{from}\
+                     content-type: application/json\r\ncontent-length: {BODY_BYTES}\r\n\r\n{{"
+                )
+                .into()
             }
             Kind::Heads | Kind::Heads2 => {
                 self.large[(number % self.large.len() as u64) as usize].clone()
@@ -87,15 +92,8 @@ impl Requests {
 
     fn json(&self, number: u64, path: &str, handle: &str, password: &str) -> Bytes {
         let body = format!(r#"{{"handle":"{handle}","password":"{password}"}}"#);
-        format!("{}{body}", self.head(number, path, body.len())).into()
-    }
-
-    fn head(&self, number: u64, path: &str, length: usize) -> String {
-        let from = self.from(number);
-        format!(
-            "POST {path} HTTP/1.1\r\nhost: flood\r\n{from}content-type: application/json\r\n\
-             content-length: {length}\r\n\r\n"
-        )
+        let head = format!("host: flood\r\n{}", self.from(number));
+        requests::post(path, &head, "", &body).into()
     }
 
     /// From whom it comes, as a proxy says it.
@@ -118,7 +116,7 @@ fn forged(token: &str) -> String {
 
 fn large_head() -> Bytes {
     let long = "a".repeat(HEAD_BYTES);
-    format!("GET /v1/me HTTP/1.1\r\nhost: flood\r\nlong: {long}\r\n\r\n").into()
+    requests::get("/v1/me", &format!("host: flood\r\nlong: {long}\r\n")).into()
 }
 
 #[cfg(test)]

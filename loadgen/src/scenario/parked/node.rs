@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::super::RunError;
 use crate::http::answer::{Answers, Heard};
+use crate::http::requests;
 use crate::process::core_busy;
 use crate::ready::Ready;
 
@@ -69,7 +70,7 @@ impl Node {
     fn metrics(&self) -> std::io::Result<Counts> {
         let mut stream = TcpStream::connect(self.address)?;
         stream.set_read_timeout(Some(ANSWER_MAX))?;
-        stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: loadgen\r\n\r\n")?;
+        stream.write_all(requests::get("/metrics", "host: loadgen\r\n").as_bytes())?;
         let (mut answers, mut counts) = (Answers::default(), None);
         let mut bytes = vec![0; 64 * 1024];
         while counts.is_none() {

@@ -51,8 +51,8 @@ pub(crate) struct Segments {
     used: VecDeque<u64>,
     /// Numbers of the spare ones.
     spares: Vec<u64>,
-    /// When a segment was last asked for.
-    asked: Instant,
+    /// When a segment was last asked for; none before the first one.
+    asked: Option<Instant>,
     probe: Probe,
     counters: Arc<Counters>,
 }
@@ -79,9 +79,16 @@ impl Segments {
         spares.sort_unstable();
         let next_number = used.iter().chain(&spares).max().map_or(1, |last| last + 1);
         let used = used.into();
-        let asked = Instant::now();
-        let segments =
-            Segments { dir, segment_bytes, next_number, used, spares, asked, probe, counters };
+        let segments = Segments {
+            dir,
+            segment_bytes,
+            next_number,
+            used,
+            spares,
+            asked: None,
+            probe,
+            counters,
+        };
         segments.count();
         Ok(segments)
     }
@@ -98,9 +105,9 @@ impl Segments {
 
     /// Makes a segment that can take a record of this many bytes.
     pub(crate) fn prepare(&mut self, record_bytes: u64) -> io::Result<Prepared> {
-        let lasted = std::mem::replace(&mut self.asked, Instant::now()).elapsed();
-        // For a record that fits in no other the log waits already.
-        let lasted = if record_bytes == 0 { lasted } else { Duration::ZERO };
+        let lasted = self.asked.replace(Instant::now()).map(|asked| asked.elapsed());
+        // At the start, and for a record that fits in no other, somebody waits for it already.
+        let lasted = lasted.filter(|_| record_bytes == 0).unwrap_or_default();
         let bytes = self.segment_bytes.max(SEGMENT_HEAD_BYTES + record_bytes);
         let is_own_size = bytes == self.segment_bytes;
         let spare = if is_own_size { self.spares.pop() } else { None };
