@@ -17,6 +17,7 @@ pub mod node;
 #[cfg(test)]
 mod own_process;
 pub mod rt;
+pub mod scheduler;
 pub mod server;
 pub mod store;
 pub mod takeover;

@@ -41,6 +41,7 @@ use crate::gateway::{Calls, HttpSink, WS_PATH};
 use crate::limits::{DRAIN_MS_MAX, END_MS_MAX, READY_MS_MAX, READY_POLL_MS};
 use crate::link::{self, Acceptor, AcceptorConfig, KeyError, NodeInfo, Shards};
 use crate::metrics::{Metric, of_process};
+use crate::scheduler;
 use crate::tls::{ServerTls, TlsError};
 
 /// What serves clients: the shards with their store.
@@ -165,6 +166,7 @@ pub fn run<C: Clients>(
         remove(path).map_err(|error| StartError::ReadyFile { path: path.to_owned(), error })?;
     }
     raise_open_files();
+    scheduler::check();
     // Two signals, one start and one end of the drain are all that is ever told.
     let (tell, told) = flume::bounded(4);
     let on_signal = tell.clone();

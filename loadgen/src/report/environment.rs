@@ -38,11 +38,22 @@ pub struct Machine {
     pub cores_allowed: String,
     /// The kernel's release.
     pub kernel: String,
+    /// Whether the kernel gives cores to sessions of processes in turn, not to threads
+    /// (`kernel.sched_autogroup_enabled`): it makes syncs late where a core is busy.
+    #[serde(default)]
+    pub autogroup: bool,
     /// Memory.
     pub memory_bytes: u64,
     /// File system where the node keeps its key: that of its data folder, unless the node is on
     /// another machine.
     pub file_system: String,
+}
+
+impl std::fmt::Display for Machine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Machine { cpu, cores, file_system, .. } = self;
+        write!(f, "{cpu}, {cores} cores, Linux {}, {file_system}", self.kernel_and_groups())
+    }
 }
 
 impl Machine {
@@ -59,9 +70,16 @@ impl Machine {
             cores_allowed: field(&text("/proc/self/status"), "Cpus_allowed_list")
                 .unwrap_or_default(),
             kernel: text("/proc/sys/kernel/osrelease").trim().to_owned(),
+            autogroup: text("/proc/sys/kernel/sched_autogroup_enabled").trim() == "1",
             memory_bytes: memory_kib * 1024,
             file_system: file_system(&text("/proc/self/mountinfo"), data).unwrap_or_default(),
         }
+    }
+
+    /// The kernel, and how it gives out cores.
+    pub fn kernel_and_groups(&self) -> String {
+        let groups = if self.autogroup { "with" } else { "without" };
+        format!("{}, {groups} autogroups", self.kernel)
     }
 }
 

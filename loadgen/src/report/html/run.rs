@@ -168,7 +168,7 @@ pub fn settings(page: &mut Page, report: &Report) {
             format!("{}, of which the generator may use {}", machine.cores, machine.cores_allowed),
         ),
         ("memory", format!("{memory:.1} GiB")),
-        ("kernel", machine.kernel.clone()),
+        ("kernel", machine.kernel_and_groups()),
         ("file system of the node's data", machine.file_system.clone()),
         ("generator", format!("{}, {} build", versions.loadgen, versions.build)),
         ("git revision", versions.git_revision.clone()),

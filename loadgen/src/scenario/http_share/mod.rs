@@ -53,6 +53,7 @@ pub struct Verdict {
 /// A server does not come up, or a load never began.
 pub fn run(options: &cli::HttpShare) -> Result<Rounds, RunError> {
     let place = Place::new(&options.place, &["chatring", "chatring-bare-http"])?;
+    place.print_machine();
     pin(options.place.generator_core).map_err(RunError::io("the generator's core"))?;
     let (users, duration_s) = (options.users, options.place.duration.as_secs_f64());
     let mut rounds = Rounds { users, duration_s, ..Rounds::default() };

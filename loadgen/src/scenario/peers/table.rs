@@ -161,9 +161,8 @@ impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Table { users, body_bytes, warmup_s, duration_s, sync_us, .. } = self;
         let (server, generator) = (self.server_core, self.generator_core);
-        let Machine { cpu, cores, kernel, file_system, .. } = &self.machine;
         let Versions { loadgen, git_revision, build } = &self.versions;
-        writeln!(f, "{cpu}, {cores} cores, Linux {kernel}, {file_system};")?;
+        writeln!(f, "{};", self.machine)?;
         writeln!(f, "chatring-loadgen {loadgen}, revision {git_revision}, {build} build.")?;
         writeln!(f, "{users} users, {body_bytes}-byte bodies, one message in flight per sender")?;
         writeln!(f, "(closed loop), {warmup_s} s of warm-up, {duration_s} s measured; server on")?;

@@ -26,6 +26,7 @@ use self::Who::{Bare, BareLog, Chatring};
 use super::{Moment, RunError, bare, direct};
 use crate::cli;
 use crate::process::{CpuTimes, Server, core_busy, pin};
+use crate::report::environment::Machine;
 
 /// How long a server may take to come up; a log is filled with zeroes first.
 pub(super) const COME_UP_MAX: Duration = Duration::from_secs(60);
@@ -45,6 +46,7 @@ const TMPFS_MAGIC: u64 = 0x0102_1994;
 pub fn run(options: &cli::Share) -> Result<Rounds, RunError> {
     let place = Place::new(&options.place, &["chatring", "chatring-bare"])?;
     pin(options.place.generator_core).map_err(RunError::io("the generator's core"))?;
+    place.print_machine();
     let mut rounds = Rounds {
         users: options.users,
         window: options.window,
@@ -95,6 +97,11 @@ impl Place<'_> {
         let folder = &place.folder;
         std::fs::create_dir(folder).map_err(RunError::io(folder.display().to_string()))?;
         Ok(place)
+    }
+
+    /// Says what the figures are of.
+    pub fn print_machine(&self) {
+        println!("{}", Machine::look(&self.folder));
     }
 
     /// As it was asked for, or beside this program.

@@ -65,6 +65,8 @@ pub struct StoreMetrics {
     pub memtable_bytes: u64,
     /// Memtables that wait to be ingested.
     pub sealed_tables: usize,
+    /// How far apart groups start at least so that memtables are ingested in time, in microseconds.
+    pub pause_us: u64,
     /// Memtables ingested.
     pub ingestions: u64,
     /// Bytes of their rows.
@@ -105,6 +107,7 @@ pub(crate) struct Counters {
     pub log_spares: AtomicUsize,
     pub memtable_bytes: AtomicU64,
     pub sealed_tables: AtomicUsize,
+    pub pause_us: AtomicU64,
     pub ingestions: AtomicU64,
     pub ingested_bytes: AtomicU64,
     pub ingestion_us: AtomicU64,
@@ -191,6 +194,7 @@ impl Counters {
             log_spares: self.log_spares.load(Relaxed),
             memtable_bytes: self.memtable_bytes.load(Relaxed),
             sealed_tables: self.sealed_tables.load(Relaxed),
+            pause_us: self.pause_us.load(Relaxed),
             ingestions: self.ingestions.load(Relaxed),
             ingested_bytes: self.ingested_bytes.load(Relaxed),
             ingestion_us: self.ingestion_us.load(Relaxed),

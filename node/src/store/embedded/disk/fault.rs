@@ -18,6 +18,8 @@ use super::{Batch, Disk, DiskError, DiskSnapshot, RowVisitor};
 pub(crate) struct Faults {
     /// Each write takes this much longer, in milliseconds.
     pub delay_ms: AtomicU64,
+    /// Writes start at least so far apart, in milliseconds.
+    pub pause_ms: AtomicU64,
     /// Writes from this number on (counted from 0) fail before anything is written.
     pub fail_before: AtomicU64,
     /// Writes from this number on are stored, and then reported as failed.
@@ -32,6 +34,7 @@ impl Default for Faults {
     fn default() -> Faults {
         Faults {
             delay_ms: AtomicU64::new(0),
+            pause_ms: AtomicU64::new(0),
             fail_before: AtomicU64::new(u64::MAX),
             fail_after: AtomicU64::new(u64::MAX),
             full: AtomicBool::new(false),
@@ -62,6 +65,10 @@ impl Disk for FaultDisk {
             return Err(failure());
         }
         Ok(snapshot)
+    }
+
+    fn pause(&self) -> Duration {
+        self.inner.pause().max(Duration::from_millis(self.faults.pause_ms.load(SeqCst)))
     }
 
     fn snapshot(&self) -> Arc<dyn DiskSnapshot> {
@@ -123,6 +130,10 @@ impl Disk for PageCacheDisk {
             *self.platter.lock().unwrap() = BTreeMap::clone(&cache);
         }
         Ok(Arc::new(MapSnapshot(Arc::clone(&cache))))
+    }
+
+    fn pause(&self) -> Duration {
+        Duration::ZERO
     }
 
     fn snapshot(&self) -> Arc<dyn DiskSnapshot> {

@@ -11,6 +11,7 @@
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use chatring_core::kv::{KeyRange, Order, STAMP_BYTES, Stamp};
@@ -83,6 +84,10 @@ pub(crate) trait Disk: Send + Sync {
 
     /// The state after the last write that returned.
     fn snapshot(&self) -> Arc<dyn DiskSnapshot>;
+
+    /// How far apart the next two writes should start at least, so that the disk's own threads
+    /// keep up.
+    fn pause(&self) -> Duration;
 
     /// Whether the disk's own threads are well.
     fn check(&self) -> Result<(), DiskError>;

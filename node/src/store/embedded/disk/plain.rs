@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use chatring_core::kv::{KeyRange, Order};
+use fjall::compaction::Leveled;
 use fjall::{AbstractTree as _, Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable};
 
 use super::{Batch, Disk, DiskError, DiskSnapshot, RowVisitor};
@@ -36,6 +37,8 @@ const FRESH_RUNS_MAX: usize = 20;
 const WORKERS_POLL: Duration = Duration::from_millis(5);
 /// Looks at whether the last snapshot of a closed database has gone: 2 s.
 const REOPEN_TRIES_MAX: u32 = 400;
+/// Bytes of a table at least, however small the memtables are: each is a file.
+const TABLE_BYTES_MIN: u64 = 4 << 20;
 /// fjall's threads: one may flush while the other merges.
 const WORKER_THREADS: usize = 2;
 
@@ -115,8 +118,16 @@ impl Open {
             .cache_size(options.cache_bytes)
             .max_journaling_size(JOURNAL_BYTES_MAX)
             .open()?;
-        let keyspace_options =
-            || KeyspaceCreateOptions::default().max_memtable_size(options.memtable_bytes);
+        // The first level holds four tables, as many as a merge into it takes memtables: were they
+        // larger, each merge would write the level anew for a few rows.
+        let table_bytes = options.memtable_bytes.max(TABLE_BYTES_MIN);
+        let keyspace_options = || {
+            KeyspaceCreateOptions::default()
+                .max_memtable_size(options.memtable_bytes)
+                .compaction_strategy(Arc::new(
+                    Leveled::default().with_table_target_size(table_bytes),
+                ))
+        };
         let rows = database.keyspace(KEYSPACE, keyspace_options)?;
         Ok(Open { database, rows })
     }
@@ -157,6 +168,11 @@ impl Disk for PlainDisk {
         }
         write.commit()?;
         Ok(open.snapshot())
+    }
+
+    /// A write waits for the workers by itself.
+    fn pause(&self) -> Duration {
+        Duration::ZERO
     }
 
     fn snapshot(&self) -> Arc<dyn DiskSnapshot> {

@@ -91,6 +91,20 @@ fn commits_of_one_group_conflict_with_each_other(setup: Setup) {
     assert_eq!(faults.writes.load(SeqCst), 2);
 }
 
+fn groups_start_as_far_apart_as_the_disk_asks_for(setup: Setup) {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, faults, _) = open_faulty(setup, dir.path());
+    let mut client = Client::new(&store);
+    faults.pause_ms.store(1_000, SeqCst);
+    client.set("begins", "1");
+    client.submit(Request::Commit(writes(vec![set("waits", "1")])));
+    std::thread::sleep(Duration::from_millis(100));
+    client.submit(Request::Commit(writes(vec![set("joins", "1")])));
+    stamp(client.answer().outcome);
+    stamp(client.answer().outcome);
+    assert_eq!(faults.writes.load(SeqCst), 2);
+}
+
 fn a_read_version_from_elsewhere_is_too_old(setup: Setup) {
     let dir = tempfile::tempdir().unwrap();
     let store = open(setup, dir.path());
@@ -228,6 +242,7 @@ on_every_setup![
     a_stamped_value_holds_the_stamp_of_its_commit,
     a_conflict_is_found_for_keys_ranges_and_clears,
     commits_of_one_group_conflict_with_each_other,
+    groups_start_as_far_apart_as_the_disk_asks_for,
     a_read_version_from_elsewhere_is_too_old,
     a_version_given_by_a_fresh_read_stays_readable,
     a_failed_commit_stops_its_lane_until_it_is_resumed,

@@ -30,6 +30,12 @@ pub(crate) const FILL_BYTES: usize = 4096;
 
 /// Sealed memtables that may wait to be ingested. At the bound writes wait.
 pub(crate) const SEALED_TABLES_MAX: usize = 2;
+/// Part of the memtables (the sealed and the active one), or of the fresh runs, above which groups
+/// start further apart: who ingests and merges has the core meanwhile, and larger groups leave
+/// more of it.
+pub(crate) const PAUSE_FROM: f64 = 0.5;
+/// How far apart they start when all are full.
+pub(crate) const PAUSE_MAX: Duration = Duration::from_millis(50);
 /// Bytes of memtables in memory, with those that only a snapshot holds. At the bound writes wait;
 /// snapshots are held for 5 s.
 pub(crate) const LIVE_BYTES_MAX: u64 = 512 << 20;
@@ -50,7 +56,7 @@ pub(crate) const PACE_BYTES: u64 = 1 << 20;
 /// Time between two looks at what a waiting thread waits for, in case nobody wakes it.
 pub(crate) const WAIT_POLL: Duration = Duration::from_millis(20);
 /// Niceness of the threads that ingest and merge: the shards come first.
-pub(crate) const BACKGROUND_NICE: i32 = 5;
+pub(crate) const BACKGROUND_NICE: i32 = 19;
 
 const _: () = assert!(FILL_SYNC_BYTES.is_multiple_of(FILL_BYTES as u64));
 const _: () = assert!(SCAN_ROWS_MIN <= SCAN_ROWS_MAX);

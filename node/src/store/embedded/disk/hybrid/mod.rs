@@ -37,14 +37,15 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
 use self::files::{LogDir, RealDir};
 use self::ingest::Ingester;
 use self::limits::{
-    LIVE_BYTES_MAX, LIVE_TABLES_MIN, REPLAYED_SEGMENTS_MAX, SEALED_TABLES_MAX, WAIT_POLL,
+    FRESH_RUNS_MAX, LIVE_BYTES_MAX, LIVE_TABLES_MIN, PAUSE_FROM, PAUSE_MAX, REPLAYED_SEGMENTS_MAX,
+    SEALED_TABLES_MAX, WAIT_POLL,
 };
 use self::log::Log;
 use self::probe::{Probe, Step};
@@ -322,6 +323,20 @@ impl Disk for HybridDisk {
         running.shared.snapshot()
     }
 
+    /// The nearer memtables and fresh runs come to where writes or ingestions wait, the longer.
+    fn pause(&self) -> Duration {
+        let counters = &self.options.counters;
+        let active = counters.memtable_bytes.load(Relaxed) as f64;
+        let active = (active / self.options.plain.memtable_bytes as f64).min(1.0);
+        let sealed = counters.sealed_tables.load(Relaxed) as f64;
+        let memtables = (sealed + active) / (SEALED_TABLES_MAX + 1) as f64;
+        // A disk that is closed has none, and is written to no more.
+        let runs = self.at_rest.fresh_runs().unwrap_or(0) as f64 / FRESH_RUNS_MAX as f64;
+        let pause = pause_at(memtables.max(runs));
+        counters.pause_us.store(pause.as_micros() as u64, Relaxed);
+        pause
+    }
+
     fn check(&self) -> Result<(), DiskError> {
         self.running()?.shared.check()?;
         self.at_rest.check()
@@ -541,6 +556,13 @@ impl SegmentsThread {
             }
         }
     }
+}
+
+/// The pause when this part of the memtables, or of the fresh runs, is taken: none up to the half,
+/// in which one is ingested while the next one fills, and then more and more.
+fn pause_at(full: f64) -> Duration {
+    let above = (full.clamp(PAUSE_FROM, 1.0) - PAUSE_FROM) / (1.0 - PAUSE_FROM);
+    PAUSE_MAX.mul_f64(above * above)
 }
 
 /// Small memtables may be many: snapshots hold them for a time, not for a number.

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use super::crash_dir::Kept;
 use super::*;
-use crate::store::embedded::disk::hybrid::limits::SEALED_TABLES_MAX;
+use crate::store::embedded::disk::hybrid::limits::{PAUSE_FROM, PAUSE_MAX, SEALED_TABLES_MAX};
+use crate::store::embedded::disk::hybrid::pause_at;
 use crate::store::embedded::disk::hybrid::probe::Step;
 
 fn numbered(number: u64) -> Batch {
@@ -106,10 +107,21 @@ fn writes_wait_while_too_many_memtables_wait_to_be_ingested() {
     std::thread::sleep(Duration::from_millis(500));
     assert!(!writing.is_finished());
     assert_eq!(counters.read().sealed_tables, SEALED_TABLES_MAX);
+    assert_eq!(disk.pause(), PAUSE_MAX, "all are full");
     drop(hold);
     writing.join().unwrap();
     assert!(counters.read().stalls > 0);
     assert_eq!(keys(&disk), 200);
+    disk.drain().unwrap();
+    assert_eq!(disk.pause(), Duration::ZERO, "all are at rest");
+}
+
+#[test]
+fn groups_pause_the_longer_the_fuller_the_memtables_are() {
+    assert_eq!([0.0, 0.3, PAUSE_FROM].map(pause_at), [Duration::ZERO; 3]);
+    let pauses = [0.6, 0.7, 0.8, 0.9, 1.0, 1.1].map(pause_at);
+    assert!(pauses.is_sorted() && pauses[0] > Duration::ZERO, "{pauses:?}");
+    assert_eq!(pauses[4..], [PAUSE_MAX; 2]);
 }
 
 #[test]
