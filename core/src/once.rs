@@ -4,6 +4,7 @@
 //! it first, and counts as new if there is none and no message came meanwhile that the map has
 //! forgotten again.
 
+use bytes::Bytes;
 use chatring_wire::ErrorCode;
 use chatring_wire::Seq;
 use chatring_wire::frame::Row;
@@ -15,6 +16,9 @@ use crate::keys;
 use crate::kv::{Read, ReadVersion, Rows, Write};
 use crate::shard::{Asker, Shard};
 use crate::values::SentRow;
+
+/// Rows that one read asks for: few enough that the readers share those of a turn.
+const LOOK_UPS_PER_READ_MAX: usize = 64;
 
 /// A send whose row is being read.
 #[derive(Clone, Debug)]
@@ -30,18 +34,33 @@ impl Shard {
         let Some(ChannelSlot::Loaded(channel)) = self.channels.get(&request.cid) else { return };
         self.counters.sends_looked_up += 1;
         let stored = channel.stored_head();
-        let SendRequest { cid, uid, device, cmid, .. } = request;
-        let read = Read {
-            gets: vec![keys::sent(cid, uid, device, cmid)],
-            ranges: Vec::new(),
-            version: ReadVersion::Fresh,
-        };
-        self.read(Asker::LookUp(Box::new(LookUp { request, stored })), read);
+        self.look_ups.push(LookUp { request, stored });
     }
 
-    pub(crate) fn looked_up(&mut self, look_up: LookUp, rows: Rows) {
+    /// Reads what a turn wants to know of its sends, together: to ask costs as much as to know.
+    pub(crate) fn read_look_ups(&mut self) {
+        while !self.look_ups.is_empty() {
+            let rest = self.look_ups.split_off(self.look_ups.len().min(LOOK_UPS_PER_READ_MAX));
+            let look_ups = std::mem::replace(&mut self.look_ups, rest);
+            let gets = look_ups.iter().map(|LookUp { request, .. }| {
+                keys::sent(request.cid, request.uid, request.device, request.cmid)
+            });
+            let gets = gets.collect();
+            let read = Read { gets, ranges: Vec::new(), version: ReadVersion::Fresh };
+            self.read(Asker::LookUps(look_ups), read);
+        }
+    }
+
+    pub(crate) fn looked_up(&mut self, look_ups: Vec<LookUp>, rows: Rows) {
+        debug_assert_eq!(look_ups.len(), rows.gets.len());
+        for (look_up, row) in look_ups.into_iter().zip(rows.gets) {
+            self.looked_up_one(look_up, row);
+        }
+    }
+
+    fn looked_up_one(&mut self, look_up: LookUp, row: Option<Bytes>) {
         let LookUp { request, stored } = look_up;
-        let row = match rows.gets.into_iter().next().flatten().map(SentRow::decode).transpose() {
+        let row = match row.map(SentRow::decode).transpose() {
             Ok(row) => row,
             Err(error) => {
                 self.note_damage(error);

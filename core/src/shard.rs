@@ -99,6 +99,8 @@ pub struct Shard {
     /// Empty between the steps of the lane; kept for its memory.
     lane_out: Vec<LaneOutput<Tag>>,
     appends_held: bool,
+    /// Sends of this turn whose rows are to be read.
+    pub(crate) look_ups: Vec<LookUp>,
 }
 
 /// What to do when rows are stored.
@@ -149,8 +151,8 @@ pub(crate) enum Asker {
     Request(SendRef, RequestStep),
     /// A user's markers of a channel.
     Marker(Uid, Cid),
-    /// A send without a base.
-    LookUp(Box<LookUp>),
+    /// Sends without a base.
+    LookUps(Vec<LookUp>),
     /// A user's relation.
     Relation(Box<Relating>),
     /// A sync of a call.
@@ -188,6 +190,7 @@ impl Shard {
             effects: VecDeque::new(),
             lane_out: Vec::new(),
             appends_held: false,
+            look_ups: Vec::new(),
         };
         shard.start_boot();
         shard
@@ -358,7 +361,7 @@ impl Shard {
             Asker::Sync(session, step) => self.sync_rows(session, step, rows),
             Asker::Request(origin, step) => self.request_rows(origin, step, rows),
             Asker::Marker(uid, cid) => self.marker_rows(uid, cid, rows),
-            Asker::LookUp(look_up) => self.looked_up(*look_up, rows),
+            Asker::LookUps(look_ups) => self.looked_up(look_ups, rows),
             Asker::Relation(relating) => self.relation_rows(*relating, rows),
             Asker::Poll(call, step) => self.poll_rows(call, step, rows),
         }
@@ -370,6 +373,7 @@ impl Shard {
     }
 
     fn flush(&mut self) {
+        self.read_look_ups();
         if !self.appends_held {
             self.lane_step(|lane, now, out| lane.flush(now, out));
         }

@@ -10,6 +10,7 @@ use super::*;
 use crate::call::{Again, CallDevice, CallSync, Event, More};
 use crate::cursor::Cursor;
 use crate::effect::{Attach, Identity, Input, Now, SessionId, ShardId};
+use crate::kv::Request;
 use crate::kv::mem::{MemStore, SubmitterId};
 use crate::limits::ShardLimits;
 use crate::sabotage::Breaks;
@@ -89,6 +90,12 @@ impl Node {
 
     /// Asks, and does not wait for an answer.
     fn ask(&mut self, subject: &str, request: CallRequest) -> CallId {
+        let input = self.asking(subject, request);
+        self.step(input);
+        CallId(self.calls)
+    }
+
+    fn asking(&mut self, subject: &str, request: CallRequest) -> Input {
         self.calls += 1;
         let call = CallId(self.calls);
         let identity = Identity {
@@ -99,8 +106,7 @@ impl Node {
             installation: None,
         };
         let what = Call { identity, candidate: 0, device: CallDevice::None, request };
-        self.step(Input::Call { call, what: Box::new(what) });
-        call
+        Input::Call { call, what: Box::new(what) }
     }
 
     fn result(&mut self, subject: &str, request: CallRequest) -> CallResult {
@@ -257,6 +263,46 @@ fn a_send_without_a_base_is_stored_once_weeks_later_and_after_a_restart() {
     assert_eq!(node.sent("bob", text(cid, 1, "one")), (Seq(10), Again::First), "another sender");
     let foreign = node.result("carol", CallRequest::Send(text(cid, 1, "one")));
     assert_eq!(foreign, Err(Failure::new(ErrorCode::UnknownChannel)));
+}
+
+#[test]
+fn the_sends_of_a_turn_are_looked_up_together_and_each_is_stored_once() {
+    let limits = ShardLimits {
+        recent_max: 128,
+        sends_burst: 1_000,
+        calls_per_user_max: 1_000,
+        ..ShardLimits::default()
+    };
+    let mut node = Node::new(limits);
+    let cid = node.opened("alice", "bob").head.cid;
+    for number in 1..=200 {
+        node.done("alice", text_request(cid, number));
+    }
+    // One is forgotten, 201 comes twice.
+    for number in (201..=300).chain([201, 1]) {
+        let input = node.asking("alice", text_request(cid, number));
+        node.shard.step(node.now, input);
+    }
+    let mut reads = Vec::new();
+    while let Some(effect) = node.shard.poll_effect() {
+        let Effect::Store { ticket, request } = effect else { panic!("{effect:?}") };
+        if let Request::Read(read) = &request {
+            reads.push(read.gets.len());
+        }
+        node.store.submit(STORE, request, ticket);
+    }
+    assert_eq!(reads, [64, 38]);
+    node.settle();
+    let mut stored = Vec::new();
+    for (_, answer) in std::mem::take(&mut node.answers) {
+        let Ok(Answer::Sent { seq, again, .. }) = answer else { panic!("{answer:?}") };
+        stored.push((seq.0, again));
+    }
+    stored.sort_by_key(|(seq, again)| (*seq, *again == Again::Repeat));
+    let first = |seq| (seq, Again::First);
+    let mut expected = vec![(1, Again::Repeat), first(201), (201, Again::Repeat)];
+    expected.extend((202..=300).map(first));
+    assert_eq!(stored, expected);
 }
 
 #[test]
