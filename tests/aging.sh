@@ -30,6 +30,8 @@ begin() {
     echo "ready after $(((${EPOCHREALTIME/./} - ${start/./}) / 1000)) ms," \
         "memory $(memory VmRSS) MiB, at most $(memory VmHWM) MiB until then"
 }
+# Open files but those of tables at rest, which are as many as there are data.
+files() { find "/proc/$pid/fd" -mindepth 1 ! -lname '*/tables/*' | wc -l; }
 memory() { awk -v key="$1:" '$1 == key { print int($2 / 1024) }' "/proc/$pid/status"; }
 
 # round NAME WORDS...: one load of the generator, and a line of the table.
@@ -45,7 +47,7 @@ round() {
     printf '%-8s %9d %8d %8d %8d %9d %7.1f %7d %5d %8d\n' "$name" "$total" "$rate" \
         "$(figure ack p50)" "$(figure ack p99)" "$(figure ack max)" \
         "$(awk "BEGIN { print ($(ticks) - $ticked) * 10000 / $acked }")" "$(memory VmRSS)" \
-        "$(find "/proc/$pid/fd" -mindepth 1 | wc -l)" "$(du -sm data | cut -f1)"
+        "$(files)" "$(du -sm data | cut -f1)"
 }
 # metric NAME: a figure of the node.
 metric() {
@@ -89,7 +91,7 @@ TOML
             "$(metric chatring_store_write_seconds_sum)" "$((($(ticks) - ticked) * 10000))" "$at" \
             "$total" "$(du -sb data/rows | cut -f1)" "$(du -sm data/log | cut -f1)" \
             "$(figure ack p50)" "$(figure ack p99)" "$(figure acked)" "$(memory VmRSS)" \
-            "$(find "/proc/$pid/fd" -mindepth 1 | wc -l)" \
+            "$(files)" \
             "$(find "/proc/$pid/task" -mindepth 1 -maxdepth 1 | wc -l)" \
             "$(($(held_up) - held))" <<'PYTHON' >>day.csv
 import sys

@@ -130,6 +130,7 @@ pub fn of_store(store: &StoreMetrics) -> Vec<Metric> {
         ("log_spares", "log segments kept to be written again", store.log_spares as u64),
         ("memtable_bytes", "bytes of the memtable being filled", store.memtable_bytes),
         ("sealed_tables", "memtables that wait to be ingested", store.sealed_tables as u64),
+        ("fresh_runs", "runs of tables that are not merged yet", store.fresh_runs as u64),
         ("pause_microseconds", "least time between groups, for ingestions", store.pause_us),
     ];
     let counters = counters.map(|(name, help, v)| (name, help, MetricValue::Counter(v)));

@@ -65,6 +65,8 @@ pub struct StoreMetrics {
     pub memtable_bytes: u64,
     /// Memtables that wait to be ingested.
     pub sealed_tables: usize,
+    /// Runs of tables at rest that are not merged yet, as of a quarter of a second ago.
+    pub fresh_runs: usize,
     /// How far apart groups start at least so that memtables are ingested in time, in microseconds.
     pub pause_us: u64,
     /// Memtables ingested.
@@ -107,6 +109,7 @@ pub(crate) struct Counters {
     pub log_spares: AtomicUsize,
     pub memtable_bytes: AtomicU64,
     pub sealed_tables: AtomicUsize,
+    pub fresh_runs: AtomicUsize,
     pub pause_us: AtomicU64,
     pub ingestions: AtomicU64,
     pub ingested_bytes: AtomicU64,
@@ -194,6 +197,7 @@ impl Counters {
             log_spares: self.log_spares.load(Relaxed),
             memtable_bytes: self.memtable_bytes.load(Relaxed),
             sealed_tables: self.sealed_tables.load(Relaxed),
+            fresh_runs: self.fresh_runs.load(Relaxed),
             pause_us: self.pause_us.load(Relaxed),
             ingestions: self.ingestions.load(Relaxed),
             ingested_bytes: self.ingested_bytes.load(Relaxed),

@@ -330,8 +330,7 @@ impl Disk for HybridDisk {
         let active = (active / self.options.plain.memtable_bytes as f64).min(1.0);
         let sealed = counters.sealed_tables.load(Relaxed) as f64;
         let memtables = (sealed + active) / (SEALED_TABLES_MAX + 1) as f64;
-        // A disk that is closed has none, and is written to no more.
-        let runs = self.at_rest.fresh_runs().unwrap_or(0) as f64 / FRESH_RUNS_MAX as f64;
+        let runs = counters.fresh_runs.load(Relaxed) as f64 / FRESH_RUNS_MAX as f64;
         let pause = pause_at(memtables.max(runs));
         counters.pause_us.store(pause.as_micros() as u64, Relaxed);
         pause
@@ -339,6 +338,8 @@ impl Disk for HybridDisk {
 
     fn check(&self) -> Result<(), DiskError> {
         self.running()?.shared.check()?;
+        // Counted here for the committer, which must not wait for fjall's answer.
+        self.options.counters.fresh_runs.store(self.at_rest.fresh_runs()?, Relaxed);
         self.at_rest.check()
     }
 
