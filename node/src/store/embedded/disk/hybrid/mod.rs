@@ -562,7 +562,10 @@ impl SegmentsThread {
 /// The pause when this part of the memtables, or of the fresh runs, is taken: none up to the half,
 /// in which one is ingested while the next one fills, and then more and more.
 fn pause_at(full: f64) -> Duration {
-    let above = (full.clamp(PAUSE_FROM, 1.0) - PAUSE_FROM) / (1.0 - PAUSE_FROM);
+    if full <= PAUSE_FROM {
+        return Duration::ZERO;
+    }
+    let above = (full.min(1.0) - PAUSE_FROM) / (1.0 - PAUSE_FROM);
     PAUSE_MAX.mul_f64(above * above)
 }
 
