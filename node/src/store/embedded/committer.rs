@@ -101,7 +101,7 @@ impl Committer {
     /// Works until it is told to close and everything before has been answered, or the disk fails.
     /// Whatever comes after a failure is answered by [`Committer::refuse_rest`].
     pub(crate) fn run(&mut self) -> Result<(), DiskError> {
-        while let Some(group) = self.gatherer.next_group(self.lander.disk.pause()) {
+        while let Some(group) = self.gatherer.next_group(|| self.lander.disk.pause()) {
             let bytes = group.iter().map(|pending| pending.bytes).sum();
             let room = match self.judge.health.ready(bytes) {
                 Ok(room) => room,
@@ -142,7 +142,7 @@ impl Committer {
 
     /// After a failure: answers `Fatal` to everything until the store is closed.
     pub(crate) fn refuse_rest(&mut self) {
-        while let Some(group) = self.gatherer.next_group(Duration::ZERO) {
+        while let Some(group) = self.gatherer.next_group(|| Duration::ZERO) {
             deliver(group.into_iter().map(|pending| answer(pending, Outcome::Fatal)));
         }
     }
@@ -168,14 +168,14 @@ impl Gatherer {
 
     /// Waits for the next group, which starts no sooner than `pause` after the last one; none once
     /// the queue is closed and empty.
-    fn next_group(&mut self, pause: Duration) -> Option<Vec<PendingCommit>> {
+    fn next_group(&mut self, pause: impl FnOnce() -> Duration) -> Option<Vec<PendingCommit>> {
         if self.is_empty() && !self.closing {
             match self.queue.recv() {
                 Ok(message) => self.sort_in(message),
                 Err(flume::RecvError::Disconnected) => self.closing = true,
             }
         }
-        self.wait_for_gap(pause);
+        self.wait_for_gap(pause());
         while let Ok(message) = self.queue.try_recv() {
             self.sort_in(message);
         }
@@ -200,11 +200,11 @@ impl Gatherer {
     }
 
     fn wait_for_gap(&mut self, pause: Duration) {
-        let gap = self.gap.max(pause);
-        if gap.is_zero() || self.closing {
+        if self.closing {
             return;
         }
-        if let Some(last_start) = self.last_start {
+        let gap = self.gap.max(pause);
+        if let Some(last_start) = self.last_start.filter(|_| !gap.is_zero()) {
             std::thread::sleep(gap.saturating_sub(last_start.elapsed()));
         }
         self.last_start = Some(Instant::now());
