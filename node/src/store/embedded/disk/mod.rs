@@ -1,4 +1,4 @@
-//! What the engine writes to: five functions, behind which a disk may be laid out as it likes.
+//! What the engine writes to: six functions, behind which a disk may be laid out as it likes.
 //!
 //! ```text
 //!   write ─▶ one atomic batch, durable when it returns, and the snapshot after it
@@ -7,7 +7,7 @@
 //! ```
 //!
 //! `reopen` starts over after a failure that more room can cure. `check` asks about trouble in the
-//! disk's own threads, which no write may come by to meet.
+//! disk's own threads, which no write may come by to meet; `pause` lets these keep up.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;

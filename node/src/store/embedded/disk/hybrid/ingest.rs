@@ -94,7 +94,7 @@ impl Ingester {
 
     fn ingest(&self, table: &Table) -> Result<Done, DiskError> {
         let keyspace = self.at_rest.keyspace()?;
-        while self.fresh_runs()? >= FRESH_RUNS_MAX {
+        while self.shared.count_fresh_runs(&self.at_rest)? >= FRESH_RUNS_MAX {
             self.at_rest.check()?;
             if self.is_ending() {
                 return Ok(Done::Stopped);
@@ -135,7 +135,7 @@ impl Ingester {
         self.probe.reached(Step::RowsGiven);
         ingestion.finish()?;
         self.probe.reached(Step::RowsIngested);
-        self.fresh_runs()?;
+        self.shared.count_fresh_runs(&self.at_rest)?;
         Counters::bump(&counters.ingestions);
         counters.ingested_bytes.fetch_add(bytes as u64, Relaxed);
         counters.ingestion_us.fetch_add(start.elapsed().as_micros() as u64, Relaxed);
@@ -163,13 +163,6 @@ impl Ingester {
         self.probe.reached(Step::TableDropped);
         // An error means that the disk is closing; the next opening finds the segments again.
         let _ = self.segments.send(SegmentsMessage::Recycle(last_segment));
-    }
-
-    /// Runs that have not been merged, which are counted by this.
-    fn fresh_runs(&self) -> Result<usize, DiskError> {
-        let runs = self.at_rest.fresh_runs()?;
-        self.shared.counters.fresh_runs.store(runs, Relaxed);
-        Ok(runs)
     }
 
     fn is_ending(&self) -> bool {

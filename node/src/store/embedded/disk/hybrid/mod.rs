@@ -337,9 +337,9 @@ impl Disk for HybridDisk {
     }
 
     fn check(&self) -> Result<(), DiskError> {
-        self.running()?.shared.check()?;
-        // Counted here for the committer, which must not wait for fjall's answer.
-        self.options.counters.fresh_runs.store(self.at_rest.fresh_runs()?, Relaxed);
+        let running = self.running()?;
+        running.shared.check()?;
+        running.shared.count_fresh_runs(&self.at_rest)?;
         self.at_rest.check()
     }
 
@@ -457,6 +457,14 @@ impl Shared {
         self.counters.sealed_tables.store(state.sealed.len(), Relaxed);
         drop(state);
         self.changed.notify_all();
+    }
+
+    /// Runs of tables that have not been merged: counted for the committer, too, which must not
+    /// wait for fjall's answer.
+    fn count_fresh_runs(&self, at_rest: &PlainDisk) -> Result<usize, DiskError> {
+        let runs = at_rest.fresh_runs()?;
+        self.counters.fresh_runs.store(runs, Relaxed);
+        Ok(runs)
     }
 
     /// Waits until one more memtable may be sealed.
