@@ -183,7 +183,12 @@ impl Talk {
     /// Queues a frame for the end of the turn. Answers how many bytes are queued.
     pub fn send(&mut self, frame: &ServerFrame) -> Result<usize, WireError> {
         self.codec.encode(frame, &mut self.out)?;
-        Ok(self.out.bytes_len())
+        Ok(self.queued())
+    }
+
+    /// Bytes of the frames that are queued for the end of the turn.
+    pub fn queued(&self) -> usize {
+        self.out.bytes_len()
     }
 
     /// Makes messages of what is queued. Answers how many.

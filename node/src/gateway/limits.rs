@@ -40,7 +40,8 @@ pub struct GatewayLimits {
     pub backlog: i32,
     /// Unsent bytes of a connection above which nothing is read from it.
     pub unsent_bytes_high: usize,
-    /// Unsent bytes of a connection above which it is closed.
+    /// Unsent bytes of a connection above which it is closed. As a default there is room for a page
+    /// in answer to each request that may be open, and for a whole window of pushes.
     pub unsent_bytes_max: usize,
     /// Largest frame that is taken.
     pub frame_bytes_max: usize,
@@ -56,7 +57,7 @@ impl Default for GatewayLimits {
             handshake_ms_max: 10_000,
             backlog: 4_096,
             unsent_bytes_high: 256 * 1024,
-            unsent_bytes_max: 4 * 1024 * 1024,
+            unsent_bytes_max: 5 * 1024 * 1024,
             frame_bytes_max: FRAME_BYTES_MAX,
         }
     }

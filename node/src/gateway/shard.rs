@@ -191,6 +191,10 @@ impl Handler for GatewayShard {
     }
 
     fn drained(&mut self, io: &mut Io, conn: ConnId) {
+        // More may have been queued since the last byte of what was written.
+        if self.unsent(io, conn) > self.shared.limits.unsent_bytes_high {
+            return;
+        }
         // What waits for its welcome was not paused for being slow.
         let connection = find(&mut self.conns, conn);
         if !connection.is_some_and(|c| matches!(c.phase, Phase::Attaching(..))) {
@@ -624,10 +628,15 @@ impl GatewayShard {
 
     /// Stops reading from a peer that does not take what it is sent.
     fn check_unsent(&mut self, io: &mut Io, id: ConnId) {
-        if io.unsent(id) > self.shared.limits.unsent_bytes_high && !io.is_paused(id) {
+        if self.unsent(io, id) > self.shared.limits.unsent_bytes_high && !io.is_paused(id) {
             self.counters.read_pauses += 1;
             io.pause(id);
         }
+    }
+
+    /// Bytes that a peer has yet to take, those of this turn too.
+    fn unsent(&mut self, io: &Io, id: ConnId) -> usize {
+        self.talk(id).map_or(0, |talk| talk.queued()) + io.unsent(id)
     }
 
     fn expire(&mut self, io: &mut Io, now_ms: u64) {

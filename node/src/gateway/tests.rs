@@ -80,6 +80,17 @@ impl Server {
         shard_limits: ShardLimits,
         wrap: impl Fn(Box<dyn Kv>) -> Box<dyn Kv> + Clone + std::marker::Send + 'static,
     ) -> Server {
+        Server::start_on(limits, shard_limits, move |store, sink| {
+            wrap(Box::new(store.handle(move |completions| sink(completions))))
+        })
+    }
+
+    /// With what each shard makes of the store, and of where that is to tell its completions.
+    fn start_on(
+        limits: GatewayLimits,
+        shard_limits: ShardLimits,
+        make: impl Fn(&EmbeddedStore, StoreSink) -> Box<dyn Kv> + Clone + std::marker::Send + 'static,
+    ) -> Server {
         let dir = tempfile::tempdir().unwrap();
         let store = EmbeddedStore::open(dir.path(), EmbeddedConfig::default()).unwrap();
         let store = Arc::new(store);
@@ -89,9 +100,7 @@ impl Server {
         let (shards, tls) = (2, None);
         let config = GatewayConfig { listen, shards, driver, gather, tls, limits, shard_limits };
         let for_shards = store.clone();
-        let stores = move |_: ShardId, sink: StoreSink| -> Box<dyn Kv> {
-            wrap(Box::new(for_shards.handle(move |completions| sink(completions))))
-        };
+        let stores = move |_: ShardId, sink: StoreSink| make(&for_shards, sink);
         let (hand, handed) = flume::bounded(8);
         let http: HttpSink = Arc::new(move |connection| hand.try_send(connection).unwrap());
         let gateway = start(&config, stores, Arc::new(Trusting), http).unwrap();
@@ -115,8 +124,12 @@ impl Server {
     }
 
     fn sign_in(&self, name: &str) -> Client {
+        self.sign_in_on(name, name)
+    }
+
+    fn sign_in_on(&self, name: &str, device: &str) -> Client {
         let mut client = Client::connect(self, Subprotocol::Binary);
-        client.say(&[hello(name)]);
+        client.say(&[hello_on(name, device)]);
         assert!(matches!(client.frame(), ServerFrame::Welcome(_)));
         client.until(|frame| matches!(frame, ServerFrame::Synced { .. }));
         client
@@ -278,8 +291,14 @@ impl Client {
 }
 
 fn hello(name: &str) -> ClientFrame {
+    hello_on(name, name)
+}
+
+/// The hello of a user on a device.
+fn hello_on(name: &str, device: &str) -> ClientFrame {
     let mut installation = [0; 16];
-    installation[..name.len().min(16)].copy_from_slice(&name.as_bytes()[..name.len().min(16)]);
+    let length = device.len().min(16);
+    installation[..length].copy_from_slice(&device.as_bytes()[..length]);
     ClientFrame::Hello(Hello {
         token: name.to_owned(),
         installation: InstallationId(installation),

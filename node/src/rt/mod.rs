@@ -69,7 +69,7 @@ pub trait Handler: 'static {
     /// Bytes arrived. Empty if the last call answered [`Flow::Again`].
     fn received(&mut self, io: &mut Io, conn: ConnId, bytes: &[u8]) -> Flow;
 
-    /// A connection whose peer was slow has been written out.
+    /// A connection whose peer was slow has been written out. More may have been queued since.
     fn drained(&mut self, io: &mut Io, conn: ConnId);
 
     /// A connection is gone, for whatever reason. Called once for each that was opened or adopted

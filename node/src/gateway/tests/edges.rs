@@ -1,6 +1,6 @@
 //! What happens at bounds, with crossed ids, and after a panic.
 
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize};
 
 use chatring_core::keys;
 use chatring_core::kv::{
@@ -8,7 +8,9 @@ use chatring_core::kv::{
 };
 use chatring_core::placement::{DeploymentKey, shard_of};
 use chatring_core::values::{DeploymentRow, UserRow};
-use chatring_wire::frame::Welcome;
+use chatring_wire::Cid;
+use chatring_wire::frame::{Direction, RangeRequest, Welcome};
+use chatring_wire::limits::BODY_BYTES_MAX;
 
 use super::*;
 use crate::own_process::{assert_aborted, in_own_process};
@@ -200,6 +202,173 @@ struct Panicking {
 impl Kv for Panicking {
     fn submit(&mut self, request: Request, ticket: Ticket) {
         assert!(!self.armed.load(Ordering::Relaxed), "asked for");
+        self.kv.submit(request, ticket);
+    }
+
+    fn resume(&mut self, lane: chatring_core::kv::LaneId) {
+        self.kv.resume(lane);
+    }
+
+    fn limits(&self) -> chatring_core::kv::Limits {
+        self.kv.limits()
+    }
+}
+
+#[test]
+fn answers_that_come_while_others_are_written_count_as_unsent() {
+    const OPEN: u32 = 64;
+    let brake = Arc::new(Brake::default());
+    let braked = Arc::clone(&brake);
+    let limits = GatewayLimits::default();
+    let server = Server::start_on(limits, ShardLimits::default(), move |store, sink| {
+        let brake = Arc::clone(&braked);
+        let kv = Box::new(store.handle(move |completions| brake.tell(completions, &sink)));
+        Box::new(Braked { kv, brake: Arc::clone(&braked) })
+    });
+    let mut reader = server.sign_in_on("alice", "reader");
+    let mut others = ["one", "two"].map(|device| server.sign_in_on("alice", device));
+    server.sign_in("bob");
+    let with = UserRef::Subject { issuer: String::new(), subject: "bob".into() };
+    reader.say(&[ClientFrame::Open { request: RequestId(1), with }]);
+    let opened = reader.until(|f| matches!(f, ServerFrame::Opened { .. }));
+    let ServerFrame::Opened { head, .. } = opened else { unreachable!() };
+    reader.say(&[ClientFrame::Send(Send {
+        request: RequestId(2),
+        cid: head.cid,
+        cmid: Cmid([1; 16]),
+        base: Seq(0),
+        previous: None,
+        kind: BodyKind::TEXT,
+        body: Bytes::from(vec![b'x'; BODY_BYTES_MAX]),
+    })]);
+    reader.until(|f| matches!(f, ServerFrame::Sent { .. }));
+    let mut asked = 0;
+    let mut ranges = |count| -> Vec<_> {
+        asked += count;
+        (asked - count..asked).map(|n| range(3 + n, head.cid)).collect()
+    };
+    let before = brake.asked.load(Ordering::Acquire);
+    let is_answer =
+        |f: &ServerFrame| matches!(f, ServerFrame::Rows { .. } | ServerFrame::Refused { .. });
+    // Until the kernel takes no more; then it has room for some, and not for all that may be asked.
+    let mut filling = 0;
+    while brake.asked.load(Ordering::Acquire) == before + filling {
+        reader.say(&ranges(1));
+        filling += 1;
+        let until = Instant::now() + Duration::from_millis(100);
+        while brake.asked.load(Ordering::Acquire) < before + filling && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+    (0..OPEN / 2).for_each(|_| _ = reader.until(is_answer));
+    // As many requests as may be open, all read by the store, none told. The answer before may
+    // still be on its way to the shard; then one of them is refused.
+    brake.wait_until("answered", |b| {
+        let all = b.asked.load(Ordering::Acquire) == before + filling;
+        all && b.open.load(Ordering::Acquire) == 0
+    });
+    brake.holds.store(true, Ordering::Release);
+    reader.say(&ranges(OPEN));
+    brake.wait_until("held", |b| b.held() + 1 >= OPEN as usize);
+    // In one turn: eight answers, more than a reader may leave unread and still be read from.
+    brake.stops.store(1, Ordering::Release);
+    others[0].say(&[range(1, head.cid)]);
+    brake.wait_until("stopped", |b| b.stopped.load(Ordering::Acquire) == 1);
+    brake.release(8);
+    others[1].say(&[range(1, head.cid)]);
+    reader.say(&ranges(OPEN));
+    // In the next one, in which those are written: the others.
+    brake.stops.store(2, Ordering::Release);
+    brake.wait_until("stopped again", |b| b.stopped.load(Ordering::Acquire) == 2);
+    brake.holds.store(false, Ordering::Release);
+    brake.release(usize::MAX);
+    brake.stops.store(0, Ordering::Release);
+    // Time for what must not happen.
+    std::thread::sleep(Duration::from_millis(200));
+    (OPEN / 2..filling + 2 * OPEN).for_each(|_| _ = reader.until(is_answer));
+    assert_eq!(server.counters().overflows, 0);
+}
+
+fn range(number: u32, cid: Cid) -> ClientFrame {
+    ClientFrame::Range(RangeRequest {
+        request: RequestId(number),
+        cid,
+        from: Seq(1),
+        to: Seq(1),
+        limit: 1,
+        direction: Direction::Ascending,
+    })
+}
+
+/// Holds what a store tells, and stops shards that ask for something.
+#[derive(Default)]
+struct Brake {
+    holds: AtomicBool,
+    held: std::sync::Mutex<Vec<(Completion, StoreSink)>>,
+    /// Shards that ask are to stop while this is the number of those that have, and one.
+    stops: AtomicUsize,
+    stopped: AtomicUsize,
+    /// Reads of ranges.
+    asked: AtomicU32,
+    /// Requests that the store has not completed yet.
+    open: AtomicUsize,
+}
+
+impl Brake {
+    fn tell(&self, completions: Vec<Completion>, sink: &StoreSink) {
+        let told = completions.len();
+        if !self.holds.load(Ordering::Acquire) {
+            sink(completions);
+            self.open.fetch_sub(told, Ordering::AcqRel);
+            return;
+        }
+        let held = completions.into_iter().map(|completion| (completion, Arc::clone(sink)));
+        self.held.lock().unwrap().extend(held);
+    }
+
+    fn held(&self) -> usize {
+        self.held.lock().unwrap().len()
+    }
+
+    fn release(&self, most: usize) {
+        let mut held = self.held.lock().unwrap();
+        let count = held.len().min(most);
+        held.drain(..count).for_each(|(completion, sink)| sink(vec![completion]));
+    }
+
+    fn stop(&self) {
+        let turn = self.stopped.load(Ordering::Acquire) + 1;
+        if self.stops.load(Ordering::Acquire) == turn {
+            self.stopped.store(turn, Ordering::Release);
+            while self.stops.load(Ordering::Acquire) == turn {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+    }
+
+    fn wait_until(&self, what: &str, holds: impl Fn(&Brake) -> bool) {
+        let until = Instant::now() + PATIENCE;
+        while !holds(self) {
+            assert!(Instant::now() < until, "{what}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+struct Braked {
+    kv: Box<dyn Kv>,
+    brake: Arc<Brake>,
+}
+
+impl Kv for Braked {
+    fn submit(&mut self, request: Request, ticket: Ticket) {
+        self.brake.stop();
+        self.brake.open.fetch_add(1, Ordering::AcqRel);
+        if let Request::Read(read) = &request
+            && !read.ranges.is_empty()
+        {
+            self.brake.asked.fetch_add(1, Ordering::AcqRel);
+        }
         self.kv.submit(request, ticket);
     }
 
