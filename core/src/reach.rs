@@ -11,6 +11,10 @@
 //! question commits above R. Notifications and the answer go the same way, in their order. Commits
 //! of a dead process are notified by nobody: they lie below the version at which their shard was
 //! claimed, and positions below that of any shard move by a read alone.
+//!
+//! No time is set to it, because nothing of it can be lost: question and answer are never refused
+//! by a queue, and the answer comes when the commits before it do or with the end of the process.
+//! While a store takes its time, so does this, and a feed whose list is full moves by a read.
 
 use std::collections::BTreeSet;
 

@@ -86,11 +86,10 @@ impl Server {
     }
 
     /// With what each shard makes of the store, and of where that is to tell its completions.
-    fn start_on(
-        limits: GatewayLimits,
-        shard_limits: ShardLimits,
-        make: impl Fn(&EmbeddedStore, StoreSink) -> Box<dyn Kv> + Clone + std::marker::Send + 'static,
-    ) -> Server {
+    fn start_on<M>(limits: GatewayLimits, shard_limits: ShardLimits, make: M) -> Server
+    where
+        M: Fn(&EmbeddedStore, StoreSink) -> Box<dyn Kv> + Clone + std::marker::Send + 'static,
+    {
         let dir = tempfile::tempdir().unwrap();
         let store = EmbeddedStore::open(dir.path(), EmbeddedConfig::default()).unwrap();
         let store = Arc::new(store);
