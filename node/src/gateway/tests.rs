@@ -12,7 +12,7 @@ use std::thread::Thread;
 
 use bytes::{Bytes, BytesMut};
 use chatring_core::effect::Identity;
-use chatring_wire::frame::{Hello, Send, UserRef};
+use chatring_wire::frame::{Head, Hello, Send, UserRef};
 use chatring_wire::frame::{MessageKind as BodyKind, RequestId};
 use chatring_wire::limits::FRAME_BYTES_MIN;
 use chatring_wire::ws::{
@@ -273,6 +273,15 @@ impl Client {
         }
     }
 
+    /// The head of the channel with somebody; request 1.
+    fn open(&mut self, peer: &str) -> Head {
+        let with = UserRef::Subject { issuer: String::new(), subject: peer.to_owned() };
+        self.say(&[ClientFrame::Open { request: RequestId(1), with }]);
+        let opened = self.until(|f| matches!(f, ServerFrame::Opened { .. }));
+        let ServerFrame::Opened { head, .. } = opened else { unreachable!() };
+        head
+    }
+
     fn expect_error(&mut self, code: ErrorCode) {
         loop {
             match self.hear() {
@@ -318,10 +327,7 @@ fn a_message_goes_from_one_user_to_another_wherever_they_live() {
         let (a, b) = (format!("a{pair}"), format!("b{pair}"));
         let mut alice = server.sign_in(&a);
         let mut bob = server.sign_in(&b);
-        let with = UserRef::Subject { issuer: String::new(), subject: b };
-        alice.say(&[ClientFrame::Open { request: RequestId(1), with }]);
-        let opened = alice.until(|f| matches!(f, ServerFrame::Opened { .. }));
-        let ServerFrame::Opened { head, .. } = opened else { unreachable!() };
+        let head = alice.open(&b);
         for n in 1..=3 {
             let body = Bytes::from(format!("text {n}"));
             alice.say(&[ClientFrame::Send(Send {

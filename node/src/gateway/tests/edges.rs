@@ -76,10 +76,7 @@ fn a_session_that_takes_nothing_is_closed_and_its_sender_goes_on() {
     let server = Server::start_with(limits, shard_limits, |kv| kv);
     let mut alice = server.sign_in("alice");
     let mut bob = server.sign_in("bob");
-    let with = UserRef::Subject { issuer: String::new(), subject: "bob".into() };
-    alice.say(&[ClientFrame::Open { request: RequestId(1), with }]);
-    let opened = alice.until(|f| matches!(f, ServerFrame::Opened { .. }));
-    let ServerFrame::Opened { head, .. } = opened else { unreachable!() };
+    let head = alice.open("bob");
     let body = Bytes::from(vec![b'x'; 60_000]);
     // More than the kernel's buffers of both ends take.
     let mut sent = 0;
@@ -228,10 +225,7 @@ fn answers_that_come_while_others_are_written_count_as_unsent() {
     let mut reader = server.sign_in_on("alice", "reader");
     let mut others = ["one", "two"].map(|device| server.sign_in_on("alice", device));
     server.sign_in("bob");
-    let with = UserRef::Subject { issuer: String::new(), subject: "bob".into() };
-    reader.say(&[ClientFrame::Open { request: RequestId(1), with }]);
-    let opened = reader.until(|f| matches!(f, ServerFrame::Opened { .. }));
-    let ServerFrame::Opened { head, .. } = opened else { unreachable!() };
+    let head = reader.open("bob");
     reader.say(&[ClientFrame::Send(Send {
         request: RequestId(2),
         cid: head.cid,
