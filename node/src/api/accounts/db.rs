@@ -85,7 +85,10 @@ impl Db {
         };
         let error = |error: sqlx::Error| OpenError::Database(error.into());
         let options = url.parse::<AnyConnectOptions>().map_err(error)?.disable_statement_logging();
+        // One to SQLite is a thread and two files: what it will take at most, it takes at once.
+        let connections_min = if kind == Kind::Sqlite { connections_max } else { 0 };
         let pool = AnyPoolOptions::new()
+            .min_connections(connections_min)
             .max_connections(connections_max)
             .acquire_timeout(CONNECT_TIMEOUT)
             .after_connect(move |connection, _| Box::pin(set_up(connection, kind)))
