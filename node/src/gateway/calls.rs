@@ -103,10 +103,11 @@ impl Drop for Waiting<'_> {
 
 /// Calls at their shard.
 impl GatewayShard {
-    pub(super) fn call(&mut self, io: &mut Io, asked: Asked) {
+    /// Those that come together are stepped together.
+    pub(super) fn call(&mut self, asked: Asked) {
         let Asked { call, what, reply } = asked;
         self.replies.insert(call, reply);
-        self.step(io, Input::Call { call, what });
+        self.driver.later(Input::Call { call, what });
     }
 
     pub(super) fn call_gone(&mut self, io: &mut Io, call: CallId) {

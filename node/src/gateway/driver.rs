@@ -170,11 +170,6 @@ impl Driver {
         self.machine.counters().lane_committing >= COMMITTING_MUCH
     }
 
-    /// What is to be stepped now.
-    pub fn next_own(&mut self) -> Option<Input> {
-        self.own.pop_front()
-    }
-
     /// Begins to step; false if that is under way already.
     pub fn begin(&mut self) -> bool {
         !std::mem::replace(&mut self.stepping, true)
@@ -190,9 +185,13 @@ impl Driver {
         self.stepping = false;
     }
 
-    /// Steps the machine.
-    pub fn step(&mut self, now: Now, input: Input) {
-        self.machine.step(now, input);
+    /// Steps the machine with all that waits; false if nothing does.
+    pub fn step_own(&mut self, now: Now) -> bool {
+        let any = !self.own.is_empty();
+        for input in self.own.drain(..) {
+            self.machine.step(now, input);
+        }
+        any
     }
 
     /// Ends the process if a step or its effects panicked. Nobody can trust the machine's state

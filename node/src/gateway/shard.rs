@@ -222,13 +222,14 @@ impl Handler for GatewayShard {
                 Message::Shard { from, messages } => {
                     self.step(io, Input::Shard { from, messages });
                 }
-                Message::Call(asked) => self.call(io, *asked),
+                Message::Call(asked) => self.call(*asked),
                 Message::CallGone(call) => self.call_gone(io, call),
                 Message::Handover(handover) => self.take_over(io, *handover),
                 Message::Drain => self.drain(io),
                 Message::CloseAll => self.close_all(io),
             }
         }
+        self.step_all(io);
     }
 
     fn tick(&mut self, io: &mut Io, now: Now) {
@@ -482,11 +483,15 @@ impl GatewayShard {
     /// way waits until then.
     pub(super) fn step(&mut self, io: &mut Io, input: Input) {
         self.driver.later(input);
-        if !self.driver.begin() {
-            return;
+        self.step_all(io);
+    }
+
+    /// The same for all inputs that wait. What they want of the store goes out together.
+    fn step_all(&mut self, io: &mut Io) {
+        if self.driver.begin() {
+            self.carry_all_out(io);
+            self.driver.done();
         }
-        self.carry_all_out(io);
-        self.driver.done();
     }
 
     fn let_appends_go(&mut self, io: &mut Io) {
@@ -503,8 +508,9 @@ impl GatewayShard {
             while let Some(effect) = self.driver.next_effect() {
                 self.carry_out(io, effect);
             }
-            let Some(input) = self.driver.next_own() else { return };
-            self.driver.step(io.now(), input);
+            if !self.driver.step_own(io.now()) {
+                return;
+            }
         }
     }
 
@@ -563,8 +569,9 @@ impl GatewayShard {
     fn completions(&mut self, io: &mut Io) {
         while let Some(completions) = self.driver.next_completions() {
             for completion in completions {
-                self.step(io, Input::Store(completion));
+                self.driver.later(Input::Store(completion));
             }
+            self.step_all(io);
         }
     }
 }

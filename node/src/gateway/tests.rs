@@ -138,21 +138,26 @@ impl Server {
 /// A thread that carries calls until this is dropped.
 struct Carries {
     over: Arc<AtomicBool>,
+    /// Whoever holds it lets calls gather.
+    gate: Arc<std::sync::Mutex<()>>,
     thread: Thread,
 }
 
 fn carry(calls: Calls) -> Carries {
     let over = Arc::new(AtomicBool::new(false));
-    let told = Arc::clone(&over);
+    let gate = Arc::new(std::sync::Mutex::new(()));
+    let (told, passed) = (Arc::clone(&over), Arc::clone(&gate));
     let carries = std::thread::spawn(move || {
         let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
         let mut carry = pin!(calls.carry());
         while !told.load(Ordering::Acquire) {
+            let gate = passed.lock().unwrap();
             assert_eq!(carry.as_mut().poll(&mut Context::from_waker(&waker)), Poll::Pending);
+            drop(gate);
             std::thread::park();
         }
     });
-    Carries { over, thread: carries.thread().clone() }
+    Carries { over, gate, thread: carries.thread().clone() }
 }
 
 impl Drop for Carries {

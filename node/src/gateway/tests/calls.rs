@@ -1,8 +1,10 @@
 //! Calls from other threads, answered by the shards that own their users.
 
+use std::sync::atomic::AtomicUsize;
 use std::thread;
 
 use chatring_core::call::{Again, Answer, CallDevice, CallRequest, CallSend, CallSync, Event};
+use chatring_core::kv::{LaneId, Limits as KvLimits, Request, Ticket};
 use chatring_wire::Cid;
 
 use super::*;
@@ -113,6 +115,56 @@ fn calls_end_when_nobody_carries_them() {
     });
     let failure = ended.unwrap_err();
     assert_eq!(failure.code, Ok(ErrorCode::Draining));
+}
+
+/// They were not, as each call was stepped to its end before the next one.
+#[test]
+fn sends_that_come_together_are_looked_up_together() {
+    let reads = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&reads);
+    let server = Server::start_with(GatewayLimits::default(), ShardLimits::default(), move |kv| {
+        Box::new(CountsReads { kv, reads: Arc::clone(&counted) })
+    });
+    let calls = server.gateway.calls();
+    let cid = open(&calls, "alice", "bob");
+    ask(&calls, "alice", send(cid, 0));
+    let before = reads.load(Ordering::Relaxed);
+    let gate = server.carries.as_ref().unwrap().gate.lock().unwrap();
+    let mut sends: Vec<_> = (1..=40)
+        .map(|number| Box::pin(calls.call(identity("alice"), CallDevice::None, send(cid, number))))
+        .collect();
+    for send in &mut sends {
+        let asked = send.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        assert_eq!(asked, Poll::Pending);
+    }
+    drop(gate);
+    for send in sends {
+        let answer = block_on(send);
+        assert!(matches!(answer, Ok(Answer::Sent { again: Again::First, .. })), "{answer:?}");
+    }
+    assert_eq!(reads.load(Ordering::Relaxed) - before, 1);
+}
+
+struct CountsReads {
+    kv: Box<dyn Kv>,
+    reads: Arc<AtomicUsize>,
+}
+
+impl Kv for CountsReads {
+    fn submit(&mut self, request: Request, ticket: Ticket) {
+        if let Request::Read(_) = request {
+            self.reads.fetch_add(1, Ordering::Relaxed);
+        }
+        self.kv.submit(request, ticket);
+    }
+
+    fn resume(&mut self, lane: LaneId) {
+        self.kv.resume(lane);
+    }
+
+    fn limits(&self) -> KvLimits {
+        self.kv.limits()
+    }
 }
 
 /// Makes both users and their channel.
