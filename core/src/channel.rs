@@ -15,7 +15,7 @@ use crate::keys;
 use crate::kv::{Order, RangeEnd, RangeRead, RangeRows, Read, ReadVersion, Rows, Version, Write};
 use crate::once::sent_row;
 use crate::placement::CANDIDATES;
-use crate::recent::{Entry, EntryState, Fingerprint, Forgetting, Recent, SendKey};
+use crate::recent::{Entry, Fingerprint, Forgetting, Recent, SendKey};
 use crate::sabotage::Break;
 use crate::shard::{Asker, Shard, Tag};
 use crate::values::{
@@ -108,8 +108,10 @@ pub(crate) struct Channel {
 
 #[derive(Debug)]
 struct InLane {
-    key: SendKey,
+    uid: Uid,
     row: Row,
+    /// The sends that wait for it.
+    origins: Origins,
 }
 
 impl Channel {
@@ -140,6 +142,31 @@ impl Channel {
     /// Whether every message above a position is in the map of recent ones.
     pub(crate) fn remembers_above(&self, seq: Seq) -> bool {
         self.recent.complete_from() <= seq
+    }
+
+    /// The answer to a repeat of a known send; `None` if it now waits for the first one.
+    fn repeat_of(
+        &mut self,
+        entry: &Entry,
+        fingerprint: Fingerprint,
+        origin: SendRef,
+    ) -> Option<SendAnswer> {
+        if entry.fingerprint != fingerprint {
+            let code = ErrorCode::CmidReused;
+            return Some(SendAnswer::Refused { code, retry_after_ms: None });
+        }
+        let (seq, time_ms) = (entry.seq, entry.time_ms);
+        match self.in_lane.binary_search_by_key(&seq, |message| message.row.seq) {
+            Err(_) => Some(SendAnswer::Stored { seq, time_ms, again: Again::Repeat }),
+            Ok(place) if self.in_lane[place].origins.as_slice().len() < WAITING_MAX => {
+                self.in_lane[place].origins.push(origin);
+                None
+            }
+            Ok(_) => {
+                let (code, retry_after_ms) = (ErrorCode::Busy, Some(BUSY_RETRY_MS));
+                Some(SendAnswer::Refused { code, retry_after_ms })
+            }
+        }
     }
 
     fn is_idle(&self) -> bool {
@@ -400,9 +427,9 @@ impl Shard {
         };
         let SendRequest { uid, device, cmid, .. } = request;
         let fingerprint = Fingerprint::of(request.kind, &request.body);
-        let known = channel.recent.get_mut(&SendKey { uid, device, cmid });
+        let known = channel.recent.get(&SendKey { uid, device, cmid }).copied();
         if let Some(entry) = known.filter(|_| !breaks.has(Break::NoDedupe)) {
-            let answer = repeat_of(entry, fingerprint, request.origin);
+            let answer = channel.repeat_of(&entry, fingerprint, request.origin);
             self.counters.sends_repeated += 1;
             if let Some(answer) = answer {
                 self.answer(request.uid, request.origin, request.cid, answer);
@@ -411,7 +438,7 @@ impl Shard {
         }
         if let Some(previous) = request.previous
             && !breaks.has(Break::OutOfOrderAccepted)
-            && !channel.recent.contains(&SendKey { uid, device, cmid: previous })
+            && channel.recent.get(&SendKey { uid, device, cmid: previous }).is_none()
         {
             return self.refuse(&request, ErrorCode::OutOfOrder);
         }
@@ -546,42 +573,35 @@ impl Shard {
         channel.ordinal = row.ordinal;
         channel.time_ms = time_ms;
         channel.own_ordinal = own_ordinal;
-        let entry = Entry {
-            seq: row.seq,
-            time_ms,
-            fingerprint: print,
-            state: EntryState::Pending(Origins::One(request.origin)),
-        };
+        let origins = Origins::One(request.origin);
+        let entry = Entry { key, seq: row.seq, time_ms, fingerprint: print };
         let forgetting = if self.config.breaks.has(Break::StaleDedupeMap) {
             Forgetting::Denied
         } else {
             Forgetting::Honest
         };
-        channel.recent.insert(key, entry, forgetting);
-        channel.in_lane.push_back(InLane { key, row });
+        channel.in_lane.push_back(InLane { uid: key.uid, row, origins });
+        channel.recent.insert(entry, channel.stored_head(), forgetting);
     }
 
     /// The oldest message of the channel that was in the lane is stored: tell everybody.
     pub(crate) fn message_stored(&mut self, version: Version, cid: Cid) {
         let Some(ChannelSlot::Loaded(channel)) = self.channels.get_mut(&cid) else { return };
-        let Some(InLane { key, row }) = channel.in_lane.pop_front() else { return };
-        let pair = channel.row.pair;
-        let state = channel.recent.get_mut(&key).map(|entry| &mut entry.state);
-        let origins = match state.map(|state| std::mem::replace(state, EntryState::Stored)) {
-            Some(EntryState::Pending(origins)) => origins,
-            Some(EntryState::Stored) | None => Origins::default(),
+        let Some(InLane { uid: sender, row, origins }) = channel.in_lane.pop_front() else {
+            return;
         };
+        let pair = channel.row.pair;
         self.counters.sends_stored += 1;
         for uid in pair {
             self.counters.notifications += 1;
-            let own = if uid == key.uid { origins.clone() } else { Origins::default() };
-            let message = Stored { cid, uid: key.uid, row: row.clone(), origins: own };
+            let own = if uid == sender { origins.clone() } else { Origins::default() };
+            let message = Stored { cid, uid: sender, row: row.clone(), origins: own };
             let owner = self.owner_of(uid.vshard());
             self.tell_shard(owner, ShardMessage::Notify { uid, version, message });
         }
         let (seq, time_ms, mut again) = (row.seq, row.time_ms, Again::First);
         for origin in origins.as_slice() {
-            self.answer(key.uid, *origin, cid, SendAnswer::Stored { seq, time_ms, again });
+            self.answer(sender, *origin, cid, SendAnswer::Stored { seq, time_ms, again });
             again = Again::Repeat;
         }
     }
@@ -616,28 +636,6 @@ impl Shard {
 pub(crate) enum Checked {
     No,
     UpToTheMap,
-}
-
-/// The answer to a repeat of a known send; `None` if it now waits for the first one.
-fn repeat_of(entry: &mut Entry, fingerprint: Fingerprint, origin: SendRef) -> Option<SendAnswer> {
-    if entry.fingerprint != fingerprint {
-        let code = ErrorCode::CmidReused;
-        return Some(SendAnswer::Refused { code, retry_after_ms: None });
-    }
-    match &mut entry.state {
-        EntryState::Stored => Some(SendAnswer::Stored {
-            seq: entry.seq,
-            time_ms: entry.time_ms,
-            again: Again::Repeat,
-        }),
-        EntryState::Pending(waiters) if waiters.as_slice().len() < WAITING_MAX => {
-            waiters.push(origin);
-            None
-        }
-        EntryState::Pending(_) => {
-            Some(SendAnswer::Refused { code: ErrorCode::Busy, retry_after_ms: Some(BUSY_RETRY_MS) })
-        }
-    }
 }
 
 /// The three rows of a direct message. Their keys and values share one piece of memory: each is
