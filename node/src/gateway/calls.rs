@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use chatring_core::call::{Call, CallDevice, CallId, CallRequest, CallResult, Decision};
 use chatring_core::effect::{Identity, Input, ShardId};
 use chatring_core::placement::shard_of;
+use futures_channel::oneshot;
 
 use super::courier::{Courier, Reply, busy, draining};
 use super::driver::Message;
@@ -73,12 +74,12 @@ impl Calls {
         let uid = key.uid(&what.identity.issuer, &what.identity.subject, 0);
         let shard = usize::from(shard_of(uid.vshard(), self.shared.shards).0);
         let call = CallId(self.given.fetch_add(1, Ordering::Relaxed));
-        let (reply, answer) = flume::bounded(1);
+        let (reply, answer) = oneshot::channel();
         let asked = Asked { call, what: Box::new(what), reply };
         let courier = &self.shared.courier;
         courier.send(shard, Message::Call(Box::new(asked)))?;
         let mut waiting = Waiting { courier, shard, call, over: false };
-        let answer = answer.recv_async().await;
+        let answer = answer.await;
         waiting.over = true;
         answer.unwrap_or_else(|_| Err(draining()))
     }

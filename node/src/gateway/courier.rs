@@ -17,13 +17,14 @@ use std::task::Poll;
 use chatring_core::call::CallResult;
 use chatring_wire::ErrorCode;
 use chatring_wire::frame::Failure;
+use futures_channel::oneshot;
 
 use super::driver::Message;
 use super::limits::{CALL_RETRY_MS, GATHERED_MAX};
 use crate::rt::Post;
 
-/// Where the answer to a call goes. It has room for one.
-pub type Reply = flume::Sender<CallResult>;
+/// Where the answer to a call goes.
+pub type Reply = oneshot::Sender<CallResult>;
 
 /// What waits to be carried. Shared by the callers, the shards and the task that carries.
 #[derive(Debug)]
@@ -118,7 +119,7 @@ impl Courier {
             let answered = std::mem::take(&mut self.waiting().answered);
             for (reply, answer) in answered {
                 // Fails only when nobody waits any more.
-                let _ = reply.try_send(answer);
+                let _ = reply.send(answer);
             }
             // Everybody who is ready makes their calls before they are carried.
             let_others().await;
@@ -144,7 +145,7 @@ impl Courier {
                 for message in batch {
                     // Without its withdrawal a call goes on to its end, which is bounded in time.
                     if let Message::Call(asked) = message {
-                        let _ = asked.reply.try_send(Err(busy()));
+                        let _ = asked.reply.send(Err(busy()));
                     }
                 }
             }
@@ -211,8 +212,8 @@ mod tests {
     /// Rounds of the runtime after which all is carried.
     const ROUNDS: usize = 4;
 
-    fn call(number: u64) -> (Message, flume::Receiver<CallResult>) {
-        let (reply, answer) = flume::bounded(1);
+    fn call(number: u64) -> (Message, oneshot::Receiver<CallResult>) {
+        let (reply, answer) = oneshot::channel();
         let identity = Identity {
             issuer: String::new(),
             subject: "alice".to_owned(),
@@ -282,16 +283,16 @@ mod tests {
         let courier = Courier::new(1);
         let posts = [Post::with_inbox(8).0];
         let mut carry = pin!(courier.carry(&posts));
-        let (replies, mut callers): (Vec<_>, Vec<_>) = (0..3).map(|_| flume::bounded(1)).unzip();
-        callers.remove(1);
+        let (replies, mut callers): (Vec<_>, Vec<_>) = (0..3).map(|_| oneshot::channel()).unzip();
+        drop(callers.remove(1));
         let failure = |ms| Failure::new(ErrorCode::Busy).retry_after(ms);
         let results = [Ok(Answer::Done), Err(failure(1)), Err(failure(2))];
         let mut answers: Vec<_> = replies.into_iter().zip(results.clone()).collect();
         courier.answer(&mut answers);
         assert!(answers.is_empty());
         rounds(&mut carry);
-        assert_eq!(callers[0].try_recv(), Ok(results[0].clone()));
-        assert_eq!(callers[1].try_recv(), Ok(results[2].clone()));
+        assert_eq!(callers[0].try_recv(), Ok(Some(results[0].clone())));
+        assert_eq!(callers[1].try_recv(), Ok(Some(results[2].clone())));
     }
 
     #[test]
@@ -301,11 +302,11 @@ mod tests {
         full.try_post(Vec::new()).unwrap();
         let posts = [full, other];
         let mut carry = pin!(courier.carry(&posts));
-        let (message, answer) = call(1);
+        let (message, mut answer) = call(1);
         courier.send(0, message).unwrap();
         courier.send(0, gone(1)).unwrap();
         rounds(&mut carry);
-        assert_eq!(answer.try_recv(), Ok(Err(busy())));
+        assert_eq!(answer.try_recv(), Ok(Some(Err(busy()))));
         for number in 0..GATHERED_MAX as u64 {
             courier.send(1, gone(number)).unwrap();
         }
@@ -323,8 +324,8 @@ mod tests {
         let courier = Courier::new(1);
         let posts = [Post::with_inbox(1).0];
         let (message, asked) = call(1);
-        let (reply, answered) = flume::bounded(1);
-        let (late, too_late) = flume::bounded(1);
+        let (reply, answered) = oneshot::channel();
+        let (late, too_late) = oneshot::channel();
         {
             let mut carry = pin!(courier.carry(&posts));
             rounds(&mut carry);
@@ -332,8 +333,8 @@ mod tests {
             courier.answer(&mut vec![(reply, Ok(Answer::Done))]);
         }
         courier.answer(&mut vec![(late, Ok(Answer::Done))]);
-        for answer in [asked, answered, too_late] {
-            assert_eq!(answer.try_recv(), Err(flume::TryRecvError::Disconnected));
+        for mut answer in [asked, answered, too_late] {
+            assert_eq!(answer.try_recv(), Err(oneshot::Canceled));
         }
         assert_eq!(courier.send(0, gone(1)), Err(draining()));
     }
