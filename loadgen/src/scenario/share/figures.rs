@@ -21,6 +21,8 @@ const GENERATOR_PERCENT_MAX: f64 = 80.0;
 /// Above this share of the server's core others decide its rate and latencies. The kernel counts in
 /// ticks of 10 ms.
 const OTHERS_PERCENT_MAX: f64 = 5.0;
+/// Above this share of the time the disk decides who is in the last hundredth.
+const HELD_UP_PERCENT_MAX: f64 = 1.0;
 
 /// Who is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -222,9 +224,9 @@ impl fmt::Display for Measured {
 
 impl fmt::Display for Probe {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Probe { sync, round_trip } = self;
+        let Probe { sync, held_up_percent, round_trip } = self;
         let (p50, p99) = (sync.p50, sync.p99);
-        write!(f, "fdatasync p50 {p50:.0}, p99 {p99:.0} µs, ")?;
+        write!(f, "fdatasync p50 {p50:.0}, p99 {p99:.0} µs, held up {held_up_percent:.0} %, ")?;
         let (p50, p99) = (round_trip.p50, round_trip.p99);
         write!(f, "loopback and back p50 {p50:.0}, p99 {p99:.0} µs")
     }
@@ -286,6 +288,11 @@ impl fmt::Display for Rounds {
         if others.max > OTHERS_PERCENT_MAX {
             writeln!(f, "others took {others:.0} % of the servers' core: believe the CPU alone")?;
         }
+        let probes = self.probes.iter().chain(&self.open_probes);
+        let held_up = Middle::of(probes.map(|probe| probe.held_up_percent));
+        if held_up.median > HELD_UP_PERCENT_MAX {
+            writeln!(f, "syncs were held up {held_up:.0} % of the time: the p99 are the disk's")?;
+        }
         Ok(())
     }
 }
@@ -341,7 +348,7 @@ mod tests {
             }
             let sync = Percentiles { p50: 200.0 * slow, ..Percentiles::default() };
             let round_trip = Percentiles { p50: 50.0 * slow, ..Percentiles::default() };
-            rounds.open_probes.push(Probe { sync, round_trip });
+            rounds.open_probes.push(Probe { sync, held_up_percent: 0.0, round_trip });
         }
         rounds
     }
@@ -381,6 +388,15 @@ mod tests {
             assert!(!rounds.verdict().kept, "bar {index}");
             assert_eq!(rounds.to_string().matches("MISSED").count(), 1, "bar {index}");
         }
+    }
+
+    #[test]
+    fn a_disk_that_is_held_up_is_told() {
+        let mut rounds = rounds();
+        assert!(!rounds.to_string().contains("held up"));
+        rounds.open_probes.iter_mut().for_each(|probe| probe.held_up_percent = 16.0);
+        let told = "syncs were held up 16 (16–16) % of the time: the p99 are the disk's";
+        assert!(rounds.to_string().contains(told));
     }
 
     #[test]

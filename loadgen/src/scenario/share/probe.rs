@@ -5,7 +5,7 @@ use std::io::{self, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use chatring_bare::frame::MESSAGE_BYTES;
 use serde::Serialize;
@@ -13,51 +13,72 @@ use serde::Serialize;
 use crate::latency::{Latencies, Percentiles};
 use crate::process::pin;
 
-const SYNCS: u64 = 300;
+/// Some 300 ms: enough to see a disk that is held up ten times a second.
+const SYNCS: u64 = 3_000;
 /// Bytes of one sync: a small group.
 const SYNC_BYTES: usize = 400;
-const FILE_BYTES: usize = 1024 * 1024;
+const FILE_BYTES: usize = 2 * 1024 * 1024;
+/// Bytes of zeroes written at a time: see [`chatring_bare::log`].
+const FILL_BYTES: usize = 4096;
+/// A sync that takes longer was held up.
+const HELD_UP: Duration = Duration::from_millis(5);
 const ROUND_TRIPS: u64 = 3_000;
 
 /// Times in microseconds.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct Probe {
-    /// Writing 400 bytes into a zero-filled file, and `fdatasync`.
+    /// Writing 400 bytes into a zero-filled file, and `fdatasync`, from the server's core.
     pub sync: Percentiles,
+    /// Share of that time that went into syncs of more than 5 ms.
+    pub held_up_percent: f64,
     /// 40 bytes to another thread on the server's core and back, both of which block.
     pub round_trip: Percentiles,
 }
 
 impl Probe {
-    /// Measures them, from the generator's core. `folder` is on the disk that is meant.
+    /// Measures them. `folder` is on the disk that is meant.
     ///
     /// # Errors
     /// The disk, a socket or a core refuses.
     pub fn measure(folder: &Path, server_core: usize) -> io::Result<Probe> {
-        let sync = syncs(folder)?;
-        Ok(Probe { sync, round_trip: round_trips(server_core)? })
+        let (sync, held_up_percent) = syncs(folder, server_core)?;
+        Ok(Probe { sync, held_up_percent, round_trip: round_trips(server_core)? })
     }
 }
 
-fn syncs(folder: &Path) -> io::Result<Percentiles> {
+fn syncs(folder: &Path, server_core: usize) -> io::Result<(Percentiles, f64)> {
     let path = folder.join("probe");
     let file = OpenOptions::new().write(true).create_new(true).open(&path)?;
-    let outcome = time_syncs(&file);
+    let outcome = std::thread::scope(|scope| {
+        let times = scope.spawn(|| {
+            pin(server_core)?;
+            time_syncs(&file)
+        });
+        times.join().expect("a sync does not panic")
+    });
     std::fs::remove_file(&path)?;
     outcome
 }
 
-fn time_syncs(mut file: &File) -> io::Result<Percentiles> {
-    file.write_all(&vec![0; FILE_BYTES])?;
+fn time_syncs(mut file: &File) -> io::Result<(Percentiles, f64)> {
+    for _ in 0..FILE_BYTES / FILL_BYTES {
+        file.write_all(&[0; FILL_BYTES])?;
+    }
     file.sync_all()?;
     let mut times = Latencies::new();
+    let (mut all, mut held_up) = (Duration::ZERO, Duration::ZERO);
     for number in 0..SYNCS {
         let start = Instant::now();
         file.write_all_at(&[number as u8; SYNC_BYTES], number * SYNC_BYTES as u64)?;
         file.sync_data()?;
-        times.record(start.elapsed().as_nanos() as u64);
+        let took = start.elapsed();
+        times.record(took.as_nanos() as u64);
+        all += took;
+        if took > HELD_UP {
+            held_up += took;
+        }
     }
-    Ok(times.percentiles())
+    Ok((times.percentiles(), 100.0 * held_up.as_secs_f64() / all.as_secs_f64()))
 }
 
 fn round_trips(server_core: usize) -> io::Result<Percentiles> {
@@ -108,6 +129,7 @@ mod tests {
         for p in [probe.sync, probe.round_trip] {
             assert!(p.p50 > 0.0 && p.p50 <= p.p99 && p.p99 <= p.max);
         }
+        assert!((0.0..=100.0).contains(&probe.held_up_percent));
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 }
