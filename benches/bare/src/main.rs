@@ -15,6 +15,8 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Longest delay of a sync.
 const SYNC_DELAY_MS_MAX: u64 = 60_000;
+/// Most CPU time burnt for a message.
+const BURN_US_MAX: u64 = 1_000;
 
 /// A bare relay of 40-byte messages between pairs of users, over io_uring, in one thread.
 ///
@@ -36,6 +38,10 @@ struct Cli {
     #[arg(long, value_name = "MS", default_value_t = 0,
           value_parser = clap::value_parser!(u64).range(..=SYNC_DELAY_MS_MAX))]
     sync_delay_ms: u64,
+    /// Burns so much CPU time for each message, to see what depends on it
+    #[arg(long, value_name = "N", default_value_t = 0,
+          value_parser = clap::value_parser!(u64).range(..=BURN_US_MAX))]
+    burn_us: u64,
 }
 
 fn main() -> ExitCode {
@@ -56,7 +62,7 @@ fn run(cli: &Cli) -> io::Result<std::convert::Infallible> {
     let log = cli.log.as_ref().map(|path| Log::create(path, bytes, delay)).transpose()?;
     let listener = TcpListener::bind(cli.listen)?;
     let address = listener.local_addr()?;
-    let mut relay = Relay::new(listener, log)?;
+    let mut relay = Relay::new(listener, log)?.burning(Duration::from_micros(cli.burn_us));
     println!("listening on {address}");
     relay.run()
 }

@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::TcpListener;
+use std::time::{Duration, Instant};
 
 use crate::frame::{self, Frame, MESSAGE_BYTES, Splitter};
 use crate::log::{Committer, Group, Log};
@@ -27,6 +28,8 @@ struct People {
     keys: Vec<Option<Key>>,
     /// By key.
     peers: Vec<Peer>,
+    /// CPU time that each message takes besides.
+    burn: Duration,
 }
 
 #[derive(Default)]
@@ -59,6 +62,12 @@ impl Relay {
             store = Some(Store { committer, next: Group::default(), bell });
         }
         Ok(Relay { sockets, people: People::default(), store })
+    }
+
+    /// The same relay, which takes so much more CPU time for each message.
+    pub fn burning(mut self, burn: Duration) -> Relay {
+        self.people.burn = burn;
+        self
     }
 
     /// Relays until it cannot.
@@ -117,6 +126,12 @@ impl People {
 
     /// To the other user of the pair, and back to this one. Whoever is not there misses it.
     fn pass(&self, user: u64, message: &[u8; MESSAGE_BYTES], outs: &mut Outs) {
+        if !self.burn.is_zero() {
+            let start = Instant::now();
+            while start.elapsed() < self.burn {
+                std::hint::spin_loop();
+            }
+        }
         self.say(user ^ 1, message, outs);
         self.say(user, &frame::ack(message), outs);
     }
