@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use chatring_bare::log::fill;
 use rustix::process::Pid;
 use rustix::thread::sched_getaffinity;
 use serde::{Deserialize, Serialize};
@@ -306,8 +307,7 @@ impl SyncedFile {
         let path = folder.join("probe");
         let file = OpenOptions::new().write(true).create(true).truncate(true).open(&path)?;
         // As with the node's log: blocks that exist need no metadata.
-        file.write_all_at(&vec![0; FILE_BYTES as usize], 0)?;
-        file.sync_all()?;
+        fill(&file, FILE_BYTES)?;
         Ok(SyncedFile { file, path })
     }
 

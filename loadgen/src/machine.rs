@@ -1,4 +1,4 @@
-//! What the generator asks of the machine: CPU time per thread, open files, a fine timer.
+//! What the generator asks of the machine: waits of a thread, open files, a fine timer.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -6,17 +6,11 @@ use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::time::{
-    ClockId, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, clock_gettime,
-    timerfd_create, timerfd_settime,
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
+    timerfd_settime,
 };
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-
-/// CPU time that the calling thread has used.
-pub fn thread_cpu_time() -> Duration {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec as u32)
-}
 
 /// Time that the calling thread has waited for a core although it could have run; nothing if the
 /// kernel does not count it.
@@ -79,18 +73,6 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
-
-    #[test]
-    fn work_shows_in_the_cpu_time_and_sleep_does_not() {
-        let before = thread_cpu_time();
-        std::thread::sleep(Duration::from_millis(30));
-        let slept = thread_cpu_time() - before;
-        assert!(slept < Duration::from_millis(20), "{slept:?}");
-        let start = thread_cpu_time();
-        while thread_cpu_time() - start < Duration::from_millis(5) {
-            std::hint::spin_loop();
-        }
-    }
 
     #[test]
     fn the_timer_is_never_early_and_can_be_used_again() {

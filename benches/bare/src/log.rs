@@ -22,6 +22,22 @@ pub const LOG_BYTES_MIN: u64 = 2 * (GROUP_MESSAGES_MAX * MESSAGE_BYTES) as u64;
 /// piece of its cache, and writes that piece again for each group in it.
 const FILL_BYTES: usize = 4096;
 
+/// Writes `length` zeroes into an empty file, so that syncs of what is written over them later
+/// have no metadata to write.
+///
+/// # Errors
+/// The disk refuses.
+pub fn fill(mut file: &File, length: u64) -> io::Result<()> {
+    let zeroes = [0; FILL_BYTES];
+    let mut left = length;
+    while left > 0 {
+        let piece = left.min(FILL_BYTES as u64);
+        file.write_all(&zeroes[..piece as usize])?;
+        left -= piece;
+    }
+    file.sync_all()
+}
+
 /// Messages that are stored together, with their senders.
 #[derive(Debug, Default)]
 pub struct Group {
@@ -73,15 +89,8 @@ impl Log {
     /// The file is there already, or the disk refuses.
     pub fn create(path: &Path, length: u64, sync_delay: Duration) -> io::Result<Log> {
         let length = length.max(LOG_BYTES_MIN);
-        let mut file = OpenOptions::new().write(true).create_new(true).open(path)?;
-        let zeroes = vec![0; FILL_BYTES];
-        let mut left = length;
-        while left > 0 {
-            let piece = left.min(FILL_BYTES as u64);
-            file.write_all(&zeroes[..piece as usize])?;
-            left -= piece;
-        }
-        file.sync_all()?;
+        let file = OpenOptions::new().write(true).create_new(true).open(path)?;
+        fill(&file, length)?;
         Ok(Log { file, length, at: 0, sync_delay })
     }
 

@@ -3,8 +3,9 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::TcpListener;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use crate::cpu::burn;
 use crate::frame::{self, Frame, MESSAGE_BYTES, Splitter};
 use crate::log::{Committer, Group, Log};
 use crate::ring::{Input, Key, Outs, Sockets, Wait};
@@ -126,12 +127,7 @@ impl People {
 
     /// To the other user of the pair, and back to this one. Whoever is not there misses it.
     fn pass(&self, user: u64, message: &[u8; MESSAGE_BYTES], outs: &mut Outs) {
-        if !self.burn.is_zero() {
-            let start = Instant::now();
-            while start.elapsed() < self.burn {
-                std::hint::spin_loop();
-            }
-        }
+        burn(self.burn);
         self.say(user ^ 1, message, outs);
         self.say(user, &frame::ack(message), outs);
     }

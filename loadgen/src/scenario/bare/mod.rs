@@ -10,6 +10,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use chatring_bare::cpu::thread_cpu_time;
 use serde::Serialize;
 
 use self::clients::{Clients, Phase, State};
@@ -17,7 +18,7 @@ use super::{Moment, RunError, SOCKETS, Stall};
 use crate::cli;
 use crate::latency::Percentiles;
 use crate::limits::START_STALLED;
-use crate::machine::{FineTimer, thread_cpu_time};
+use crate::machine::FineTimer;
 use crate::plan::{OpenLoop, Rate, Segment};
 use crate::pool::fresh_random;
 use crate::stamp::RunTag;

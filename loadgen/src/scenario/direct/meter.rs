@@ -3,8 +3,9 @@
 use std::sync::mpsc::{SyncSender, TrySendError};
 use std::time::{Duration, Instant, SystemTime};
 
+use chatring_bare::cpu::thread_cpu_time;
+
 use super::talk::State;
-use crate::machine::thread_cpu_time;
 use crate::report::collect::Said;
 use crate::report::interval::{Grid, Part, Seen};
 

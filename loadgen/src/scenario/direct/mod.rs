@@ -14,6 +14,7 @@ pub(super) mod talk;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::{Duration, Instant, SystemTime};
 
+use chatring_bare::cpu::thread_cpu_time;
 use chatring_client::token::TokenKey;
 use chatring_wire::frame::Durability;
 
@@ -26,7 +27,7 @@ use crate::cli;
 use crate::evidence::{Found, Watch, Watched};
 use crate::ledger::LedgerWriter;
 use crate::limits::{LAG_EVIDENCE, PARTS_QUEUED_MAX, START_STALLED};
-use crate::machine::{FineTimer, thread_cpu_time, thread_wait_time};
+use crate::machine::{FineTimer, thread_wait_time};
 use crate::plan::{OpenLoop, Rate};
 use crate::pool::fresh_random;
 use crate::ready::Ready;

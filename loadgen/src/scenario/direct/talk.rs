@@ -6,6 +6,7 @@ use std::fmt::Display;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use chatring_bare::cpu::burn;
 use chatring_client::{Event, Millis, SendError, Session};
 use chatring_wire::frame::{Durability, Failure, MessageKind, UserRef};
 use chatring_wire::{Cid, Cmid, ErrorCode, MemberNumber, Seq};
@@ -16,7 +17,6 @@ use crate::book::{Author, Book, Verdict};
 use crate::connection::Over;
 use crate::ledger::{LedgerWriter, Line};
 use crate::limits::{FINDINGS_PRINTED_MAX, LATE_SEND};
-use crate::machine::thread_cpu_time;
 use crate::pool::{Script, Wakers, new_cmid};
 use crate::report::interval::Timed;
 use crate::report::section::Sections;
@@ -422,16 +422,5 @@ fn note_lag(timed: &mut Timed, lag_ns: u64, is_held: bool) {
     } else {
         timed.lag.record(lag_ns);
         timed.late += u64::from(u128::from(lag_ns) > LATE_SEND.as_nanos());
-    }
-}
-
-/// Makes the generator slow on purpose.
-fn burn(cpu: Duration) {
-    if cpu.is_zero() {
-        return;
-    }
-    let end = thread_cpu_time() + cpu;
-    while thread_cpu_time() < end {
-        std::hint::spin_loop();
     }
 }

@@ -10,6 +10,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
+use chatring_bare::cpu::thread_cpu_time;
 use chatring_bare::ring::{Input, Key, Outs};
 use chatring_client::token::TokenKey;
 
@@ -20,7 +21,7 @@ use crate::http::answer::{Answers, Heard};
 use crate::http::{bodies, requests};
 use crate::latency::Latencies;
 use crate::limits::{START_STALLED, TOKEN_TTL_S};
-use crate::machine::{FineTimer, thread_cpu_time};
+use crate::machine::FineTimer;
 use crate::plan::{OpenLoop, Rate, Segment};
 use crate::pool::{fresh_random, unix_ms};
 use crate::stamp::{RunTag, Stamp};

@@ -11,13 +11,13 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use chatring_bare::cpu::thread_cpu_time;
 use rustix::event::{Timespec, epoll};
 use serde::Serialize;
 
 use super::books::{Books, Counts, Progress, Workload};
 use crate::latency::Percentiles;
 use crate::limits::START_STALLED;
-use crate::machine::thread_cpu_time;
 use crate::pool::fresh_random;
 use crate::stamp::RunTag;
 

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use chatring_bare::frame::MESSAGE_BYTES;
+use chatring_bare::log::fill;
 use serde::Serialize;
 
 use crate::latency::{Latencies, Percentiles};
@@ -17,9 +18,7 @@ use crate::process::pin;
 const SYNCS: u64 = 3_000;
 /// Bytes of one sync: a small group.
 const SYNC_BYTES: usize = 400;
-const FILE_BYTES: usize = 2 * 1024 * 1024;
-/// Bytes of zeroes written at a time: see [`chatring_bare::log`].
-const FILL_BYTES: usize = 4096;
+const FILE_BYTES: u64 = 2 * 1024 * 1024;
 /// A sync that takes longer was held up.
 const HELD_UP: Duration = Duration::from_millis(5);
 const ROUND_TRIPS: u64 = 3_000;
@@ -60,11 +59,8 @@ fn syncs(folder: &Path, server_core: usize) -> io::Result<(Percentiles, f64)> {
     outcome
 }
 
-fn time_syncs(mut file: &File) -> io::Result<(Percentiles, f64)> {
-    for _ in 0..FILE_BYTES / FILL_BYTES {
-        file.write_all(&[0; FILL_BYTES])?;
-    }
-    file.sync_all()?;
+fn time_syncs(file: &File) -> io::Result<(Percentiles, f64)> {
+    fill(file, FILE_BYTES)?;
     let mut times = Latencies::new();
     let (mut all, mut held_up) = (Duration::ZERO, Duration::ZERO);
     for number in 0..SYNCS {
@@ -116,7 +112,7 @@ fn time_round_trips(address: std::net::SocketAddr) -> io::Result<Percentiles> {
     Ok(times.percentiles())
 }
 
-const _: () = assert!(SYNCS as usize * SYNC_BYTES <= FILE_BYTES);
+const _: () = assert!(SYNCS * SYNC_BYTES as u64 <= FILE_BYTES);
 
 #[cfg(test)]
 mod tests {
