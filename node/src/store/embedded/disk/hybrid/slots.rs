@@ -7,9 +7,11 @@ use bytes::Bytes;
 use super::record::row_at;
 
 /// Rows of a leaf. A head has one leaf, mostly; above it, inserting would move too much.
-const LEAF_ROWS_MAX: usize = 256;
+const LEAF_ROWS_MAX: usize = 128;
 /// Bytes of the fixed head of a key: space, id, kind.
 const HEAD_BYTES: usize = 10;
+/// Bytes of the rest of a key that a leaf searches by. With its length they order most.
+const PREFIX_BYTES: usize = size_of::<u64>();
 
 /// The fixed head of a key: its first ten bytes and how many of them it has. Ordered as keys are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -45,15 +47,21 @@ impl Place {
     }
 }
 
-/// A key and the places of its values.
-#[derive(Clone, Debug)]
+/// The places of a key's values. The key is that of any of them.
+#[derive(Debug)]
 pub(crate) struct Slot {
-    /// The first eight bytes of the rest, then its length: these order most.
-    prefix: u64,
-    rest_bytes: u16,
     newest: Place,
-    /// The value before the newest: the state before the newest record is always seen.
-    before: Option<Place>,
+    /// Most rows are written once.
+    history: Option<Box<History>>,
+    /// Bytes of the key's rest.
+    rest_bytes: u16,
+}
+
+/// Values that a row had before.
+#[derive(Debug)]
+struct History {
+    /// The one before the newest: the state before the newest record is always seen.
+    before: Place,
     /// Values before that one which a snapshot may see, oldest first.
     older: Vec<Place>,
 }
@@ -64,8 +72,11 @@ impl Slot {
         if self.newest.record <= record {
             return Some(self.newest);
         }
-        let mut earlier = self.before.iter().chain(self.older.iter().rev());
-        earlier.find(|place| place.record <= record).copied()
+        let History { before, older } = self.history.as_deref()?;
+        if before.record <= record {
+            return Some(*before);
+        }
+        older.iter().rev().find(|place| place.record <= record).copied()
     }
 
     /// The place of the last value.
@@ -76,16 +87,28 @@ impl Slot {
     /// Values that are kept.
     #[cfg(test)]
     pub(crate) fn kept(&self) -> usize {
-        1 + usize::from(self.before.is_some()) + self.older.len()
+        1 + self.history.as_ref().map_or(0, |history| 1 + history.older.len())
     }
 
+    fn replace(&mut self, place: Place, is_seen: impl Fn(u32, u32) -> bool) -> Upserted {
+        let before = std::mem::replace(&mut self.newest, place);
+        let Some(history) = &mut self.history else {
+            self.history = Some(Box::new(History { before, older: Vec::new() }));
+            return Upserted::Replaced;
+        };
+        if is_seen(history.before.record, before.record) {
+            history.older.push(history.before);
+        }
+        history.before = before;
+        Upserted::ReplacedAgain
+    }
+
+    /// How the key compares, if both have the same prefix.
     fn compare(&self, rest: &Rest<'_>, records: &[Bytes]) -> Ordering {
-        self.prefix.cmp(&rest.prefix).then_with(|| {
-            if usize::from(self.rest_bytes).max(rest.bytes.len()) <= 8 {
-                return usize::from(self.rest_bytes).cmp(&rest.bytes.len());
-            }
-            Head::rest(self.newest.key(records)).cmp(rest.bytes)
-        })
+        if usize::from(self.rest_bytes).max(rest.bytes.len()) <= PREFIX_BYTES {
+            return usize::from(self.rest_bytes).cmp(&rest.bytes.len());
+        }
+        Head::rest(self.newest.key(records)).cmp(rest.bytes)
     }
 }
 
@@ -100,10 +123,10 @@ impl<'a> Rest<'a> {
     /// The rest of a key.
     pub(crate) fn of(key: &'a [u8]) -> Rest<'a> {
         let bytes = Head::rest(key);
-        let prefix = match bytes.first_chunk::<8>() {
+        let prefix = match bytes.first_chunk::<PREFIX_BYTES>() {
             Some(first) => u64::from_be_bytes(*first),
             None => {
-                let mut first = [0; 8];
+                let mut first = [0; PREFIX_BYTES];
                 first[..bytes.len()].copy_from_slice(bytes);
                 u64::from_be_bytes(first)
             }
@@ -116,9 +139,53 @@ impl<'a> Rest<'a> {
 #[derive(Debug, Default)]
 pub(crate) struct Slots {
     /// The lowest rows; all, mostly.
-    first: Vec<Slot>,
-    /// The others. No leaf is empty.
-    more: Vec<Vec<Slot>>,
+    first: Leaf,
+    /// The others, each behind the prefix of its lowest row, which stays that. No leaf is empty.
+    more: Vec<(u64, Leaf)>,
+}
+
+/// Rows in their order. What is searched lies apart, so that a search touches little memory.
+#[derive(Debug, Default)]
+struct Leaf {
+    prefixes: Vec<u64>,
+    slots: Vec<Slot>,
+}
+
+impl Leaf {
+    /// How the key of a row compares.
+    fn compare(&self, row: usize, rest: &Rest<'_>, records: &[Bytes]) -> Ordering {
+        let prefixes = self.prefixes[row].cmp(&rest.prefix);
+        prefixes.then_with(|| self.slots[row].compare(rest, records))
+    }
+
+    /// The row of a rest, or where it belongs.
+    fn find(&self, rest: &Rest<'_>, records: &[Bytes]) -> Result<usize, usize> {
+        // Messages of a channel come in their order.
+        if let Some(last) = self.slots.len().checked_sub(1)
+            && self.compare(last, rest, records) == Ordering::Less
+        {
+            return Err(self.slots.len());
+        }
+        let from = self.prefixes.partition_point(|prefix| *prefix < rest.prefix);
+        let alike = self.prefixes[from..].partition_point(|prefix| *prefix == rest.prefix);
+        let found =
+            self.slots[from..from + alike].binary_search_by(|slot| slot.compare(rest, records));
+        found.map(|row| from + row).map_err(|row| from + row)
+    }
+
+    fn insert(&mut self, row: usize, prefix: u64, slot: Slot) {
+        if self.slots.is_empty() {
+            // Many heads never have a second row: that of a user or a device.
+            self.prefixes.reserve_exact(1);
+            self.slots.reserve_exact(1);
+        }
+        self.prefixes.insert(row, prefix);
+        self.slots.insert(row, slot);
+    }
+
+    fn split_off(&mut self, row: usize) -> Leaf {
+        Leaf { prefixes: self.prefixes.split_off(row), slots: self.slots.split_off(row) }
+    }
 }
 
 /// A place among the rows: leaf and row in it.
@@ -133,8 +200,10 @@ pub(crate) struct Spot {
 pub(crate) enum Upserted {
     /// The key is new.
     Added,
-    /// The key had a value, which is kept for snapshots.
+    /// The key had one value, which is kept for snapshots.
     Replaced,
+    /// The key had more than one.
+    ReplacedAgain,
 }
 
 impl Slots {
@@ -150,30 +219,19 @@ impl Slots {
         let rest = Rest::of(key);
         let spot = match self.find(&rest, records) {
             Ok(spot) => {
-                let slot = &mut self.leaf_mut(spot.leaf)[spot.row];
-                if let Some(before) = slot.before
-                    && is_seen(before.record, slot.newest.record)
-                {
-                    slot.older.push(before);
-                }
-                slot.before = Some(slot.newest);
-                slot.newest = place;
-                return Upserted::Replaced;
+                return self.leaf_mut(spot.leaf).slots[spot.row].replace(place, is_seen);
             }
             Err(spot) => spot,
         };
-        let (prefix, rest_bytes) = (rest.prefix, rest.bytes.len() as u16);
-        self.insert(
-            spot,
-            Slot { prefix, rest_bytes, newest: place, before: None, older: Vec::new() },
-        );
+        let rest_bytes = rest.bytes.len() as u16;
+        self.insert(spot, rest.prefix, Slot { newest: place, history: None, rest_bytes });
         Upserted::Added
     }
 
     /// The first row at or above the rest.
     pub(crate) fn lower_bound(&self, rest: &Rest<'_>, records: &[Bytes]) -> Spot {
         let spot = self.find(rest, records).unwrap_or_else(|spot| spot);
-        match spot.row == self.leaf(spot.leaf).len() {
+        match spot.row == self.leaf(spot.leaf).slots.len() {
             true => Spot { leaf: spot.leaf + 1, row: 0 },
             false => spot,
         }
@@ -181,7 +239,7 @@ impl Slots {
 
     /// The row of exactly this rest.
     pub(crate) fn get(&self, rest: &Rest<'_>, records: &[Bytes]) -> Option<&Slot> {
-        self.find(rest, records).ok().map(|spot| &self.leaf(spot.leaf)[spot.row])
+        self.find(rest, records).ok().map(|spot| &self.leaf(spot.leaf).slots[spot.row])
     }
 
     /// Before the first row.
@@ -199,12 +257,12 @@ impl Slots {
         if spot >= self.end() {
             return None;
         }
-        let leaf = self.leaf(spot.leaf);
-        let next = match spot.row + 1 < leaf.len() {
+        let slots = &self.leaf(spot.leaf).slots;
+        let next = match spot.row + 1 < slots.len() {
             true => Spot { leaf: spot.leaf, row: spot.row + 1 },
             false => Spot { leaf: spot.leaf + 1, row: 0 },
         };
-        Some((leaf.get(spot.row)?, next))
+        Some((slots.get(spot.row)?, next))
     }
 
     /// The row before a spot and its own spot.
@@ -212,63 +270,51 @@ impl Slots {
         let spot = match spot {
             Spot { leaf: 0, row: 0 } => return None,
             Spot { leaf, row: 0 } => {
-                Spot { leaf: leaf - 1, row: self.leaf(leaf - 1).len().checked_sub(1)? }
+                Spot { leaf: leaf - 1, row: self.leaf(leaf - 1).slots.len().checked_sub(1)? }
             }
             Spot { leaf, row } => Spot { leaf, row: row - 1 },
         };
-        Some((&self.leaf(spot.leaf)[spot.row], spot))
+        Some((&self.leaf(spot.leaf).slots[spot.row], spot))
     }
 
     /// The spot of a rest, or where it belongs: within a leaf or at its end.
     fn find(&self, rest: &Rest<'_>, records: &[Bytes]) -> Result<Spot, Spot> {
-        let mut leaf = 0;
-        if !self.more.is_empty() {
-            let starts_at_or_below =
-                |rows: &Vec<Slot>| rows[0].compare(rest, records) != Ordering::Greater;
-            leaf = self.more.partition_point(starts_at_or_below);
-        }
-        let rows = self.leaf(leaf);
-        // Messages of a channel come in their order.
-        if let Some(last) = rows.last()
-            && last.compare(rest, records) == Ordering::Less
-        {
-            return Err(Spot { leaf, row: rows.len() });
-        }
-        rows.binary_search_by(|slot| slot.compare(rest, records))
-            .map(|row| Spot { leaf, row })
-            .map_err(|row| Spot { leaf, row })
+        let starts_at_or_below = |(start, leaf): &(u64, Leaf)| match start.cmp(&rest.prefix) {
+            Ordering::Equal => leaf.slots[0].compare(rest, records) != Ordering::Greater,
+            order => order == Ordering::Less,
+        };
+        let leaf = self.more.partition_point(starts_at_or_below);
+        let found = self.leaf(leaf).find(rest, records);
+        found.map(|row| Spot { leaf, row }).map_err(|row| Spot { leaf, row })
     }
 
-    fn insert(&mut self, spot: Spot, slot: Slot) {
-        let rows = self.leaf_mut(spot.leaf);
-        if rows.is_empty() {
-            // Many heads never have a second row: that of a user or a device.
-            rows.reserve_exact(1);
-        }
-        if rows.len() < LEAF_ROWS_MAX {
-            return rows.insert(spot.row, slot);
+    fn insert(&mut self, spot: Spot, prefix: u64, slot: Slot) {
+        let leaf = self.leaf_mut(spot.leaf);
+        let rows = leaf.slots.len();
+        if rows < LEAF_ROWS_MAX {
+            return leaf.insert(spot.row, prefix, slot);
         }
         // Rows that come in order leave full leaves behind.
-        let split = if spot.row == rows.len() { rows.len() } else { rows.len() / 2 };
-        let mut upper = rows.split_off(split);
-        match spot.row > split || upper.is_empty() {
-            true => upper.insert(spot.row - split, slot),
-            false => rows.insert(spot.row, slot),
+        let split = if spot.row == rows { rows } else { rows / 2 };
+        let mut upper = leaf.split_off(split);
+        match spot.row > split || split == rows {
+            true => upper.insert(spot.row - split, prefix, slot),
+            false => leaf.insert(spot.row, prefix, slot),
         }
-        self.more.insert(spot.leaf, upper);
+        self.more.insert(spot.leaf, (upper.prefixes[0], upper));
     }
 
-    fn leaf(&self, leaf: usize) -> &Vec<Slot> {
+    fn leaf(&self, leaf: usize) -> &Leaf {
         match leaf {
             0 => &self.first,
-            leaf => &self.more[leaf - 1],
+            leaf => &self.more[leaf - 1].1,
         }
     }
 
-    fn leaf_mut(&mut self, leaf: usize) -> &mut Vec<Slot> {
+    fn leaf_mut(&mut self, leaf: usize) -> &mut Leaf {
         match leaf {
             0 => &mut self.first,
-            leaf => &mut self.more[leaf - 1],
+            leaf => &mut self.more[leaf - 1].1,
         }
     }
 }
