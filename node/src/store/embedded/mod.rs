@@ -87,9 +87,9 @@ pub struct EmbeddedConfig {
     pub reserve_bytes: u64,
 }
 
-/// About the time of a sync on a quick disk: more is time in which the disk has nothing to do, and
-/// without any the groups are smaller and answers no sooner (`docs/decisions/010-latency.md`).
-const COMMIT_GAP_US_DEFAULT: u64 = 100;
+/// Somewhat more than a sync on a quick disk takes: fewer groups leave a core more time, which the
+/// slowest answers gain more from than the median loses (`docs/decisions/010-latency.md`).
+const COMMIT_GAP_US_DEFAULT: u64 = 200;
 
 impl Default for EmbeddedConfig {
     fn default() -> EmbeddedConfig {
