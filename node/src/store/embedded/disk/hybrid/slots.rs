@@ -41,6 +41,9 @@ pub(crate) struct Place {
 }
 
 impl Place {
+    /// That of no row.
+    const NOWHERE: Place = Place { record: u32::MAX, offset: u32::MAX };
+
     /// The row's key.
     pub(crate) fn key<'a>(&self, records: &'a [Bytes]) -> &'a [u8] {
         row_at(&records[self.record as usize], self.offset as usize).expect("was parsed").0.key
@@ -51,32 +54,28 @@ impl Place {
 #[derive(Debug)]
 pub(crate) struct Slot {
     newest: Place,
-    /// Most rows are written once.
-    history: Option<Box<History>>,
+    /// The value before the newest: the state before the newest record is always seen.
+    before: Place,
+    /// Most rows have none.
+    older: Option<Box<Older>>,
     /// Bytes of the key's rest.
     rest_bytes: u16,
 }
 
-/// Values that a row had before.
-#[derive(Debug)]
-struct History {
-    /// The one before the newest: the state before the newest record is always seen.
-    before: Place,
-    /// Values before that one which a snapshot may see, oldest first.
-    older: Vec<Place>,
-}
+/// Values before the last two which a snapshot may see, oldest first.
+#[derive(Debug, Default)]
+struct Older(Vec<Place>);
 
 impl Slot {
+    fn new(newest: Place, rest_bytes: u16) -> Slot {
+        Slot { newest, before: Place::NOWHERE, older: None, rest_bytes }
+    }
+
     /// The place of the value that was the newest when this record was.
     pub(crate) fn seen_at(&self, record: u32) -> Option<Place> {
-        if self.newest.record <= record {
-            return Some(self.newest);
-        }
-        let History { before, older } = self.history.as_deref()?;
-        if before.record <= record {
-            return Some(*before);
-        }
-        older.iter().rev().find(|place| place.record <= record).copied()
+        let older = self.older.iter().flat_map(|older| older.0.iter().rev());
+        let mut places = [&self.newest, &self.before].into_iter().chain(older);
+        places.find(|place| place.record <= record && **place != Place::NOWHERE).copied()
     }
 
     /// The place of the last value.
@@ -87,20 +86,15 @@ impl Slot {
     /// Values that are kept.
     #[cfg(test)]
     pub(crate) fn kept(&self) -> usize {
-        1 + self.history.as_ref().map_or(0, |history| 1 + history.older.len())
+        let older = self.older.as_ref().map_or(0, |older| older.0.len());
+        1 + usize::from(self.before != Place::NOWHERE) + older
     }
 
-    fn replace(&mut self, place: Place, is_seen: impl Fn(u32, u32) -> bool) -> Upserted {
-        let before = std::mem::replace(&mut self.newest, place);
-        let Some(history) = &mut self.history else {
-            self.history = Some(Box::new(History { before, older: Vec::new() }));
-            return Upserted::Replaced;
-        };
-        if is_seen(history.before.record, before.record) {
-            history.older.push(history.before);
+    fn replace(&mut self, place: Place, is_seen: impl Fn(u32, u32) -> bool) {
+        if self.before != Place::NOWHERE && is_seen(self.before.record, self.newest.record) {
+            self.older.get_or_insert_default().0.push(self.before);
         }
-        history.before = before;
-        Upserted::ReplacedAgain
+        self.before = std::mem::replace(&mut self.newest, place);
     }
 
     /// How the key compares, if both have the same prefix.
@@ -167,9 +161,9 @@ impl Leaf {
             return Err(self.slots.len());
         }
         let from = self.prefixes.partition_point(|prefix| *prefix < rest.prefix);
-        let alike = self.prefixes[from..].partition_point(|prefix| *prefix == rest.prefix);
-        let found =
-            self.slots[from..from + alike].binary_search_by(|slot| slot.compare(rest, records));
+        let alike = self.prefixes[from..].iter().take_while(|prefix| **prefix == rest.prefix);
+        let alike = &self.slots[from..from + alike.count()];
+        let found = alike.binary_search_by(|slot| slot.compare(rest, records));
         found.map(|row| from + row).map_err(|row| from + row)
     }
 
@@ -200,10 +194,8 @@ pub(crate) struct Spot {
 pub(crate) enum Upserted {
     /// The key is new.
     Added,
-    /// The key had one value, which is kept for snapshots.
+    /// The key had a value, which is kept for snapshots.
     Replaced,
-    /// The key had more than one.
-    ReplacedAgain,
 }
 
 impl Slots {
@@ -219,12 +211,13 @@ impl Slots {
         let rest = Rest::of(key);
         let spot = match self.find(&rest, records) {
             Ok(spot) => {
-                return self.leaf_mut(spot.leaf).slots[spot.row].replace(place, is_seen);
+                self.leaf_mut(spot.leaf).slots[spot.row].replace(place, is_seen);
+                return Upserted::Replaced;
             }
             Err(spot) => spot,
         };
         let rest_bytes = rest.bytes.len() as u16;
-        self.insert(spot, rest.prefix, Slot { newest: place, history: None, rest_bytes });
+        self.insert(spot, rest.prefix, Slot::new(place, rest_bytes));
         Upserted::Added
     }
 

@@ -22,10 +22,8 @@ use super::slots::{Head, Place, Rest, Slot, Slots, Spot, Upserted};
 use crate::store::embedded::disk::DiskError;
 
 /// Bytes of memory of a row beside its record, measured: a slot in a leaf with room to grow.
-const SLOT_BYTES: usize = 52;
-/// The same of the first value that is kept for snapshots.
-const HISTORY_BYTES: usize = 40;
-/// The same of each further one.
+const SLOT_BYTES: usize = 62;
+/// The same of a value that is kept for snapshots.
 const OLDER_BYTES: usize = 8;
 /// The same of a head: entries of both maps.
 const HEAD_BYTES: usize = 200;
@@ -117,8 +115,7 @@ impl Table {
             };
             bytes += match slots.upsert(row.key, place, &inner.records, is_seen) {
                 Upserted::Added => SLOT_BYTES,
-                Upserted::Replaced => HISTORY_BYTES,
-                Upserted::ReplacedAgain => OLDER_BYTES,
+                Upserted::Replaced => OLDER_BYTES,
             };
         }
         drop(guard);
