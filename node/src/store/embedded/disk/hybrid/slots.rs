@@ -134,7 +134,8 @@ impl<'a> Rest<'a> {
 pub(crate) struct Slots {
     /// The lowest rows; all, mostly.
     first: Leaf,
-    /// The others, each behind the prefix of its lowest row, which stays that. No leaf is empty.
+    /// The others, each behind a copy of its lowest row's prefix, so that one is found without a
+    /// look into others. Its lowest row stays that; no leaf is empty.
     more: Vec<(u64, Leaf)>,
 }
 
@@ -272,9 +273,9 @@ impl Slots {
 
     /// The spot of a rest, or where it belongs: within a leaf or at its end.
     fn find(&self, rest: &Rest<'_>, records: &[Bytes]) -> Result<Spot, Spot> {
-        let starts_at_or_below = |(start, leaf): &(u64, Leaf)| match start.cmp(&rest.prefix) {
-            Ordering::Equal => leaf.slots[0].compare(rest, records) != Ordering::Greater,
-            order => order == Ordering::Less,
+        let starts_at_or_below = |(start, leaf): &(u64, Leaf)| {
+            let order = start.cmp(&rest.prefix);
+            order.then_with(|| leaf.slots[0].compare(rest, records)) != Ordering::Greater
         };
         let leaf = self.more.partition_point(starts_at_or_below);
         let found = self.leaf(leaf).find(rest, records);
